@@ -1,0 +1,1 @@
+"""The runner: plan, workers, executors, storage, manifest and command line."""
