@@ -1,0 +1,447 @@
+"""Text to image: encode prompts, denoise latents, decode pixels.
+
+`ZImagePipeline` has the three stages as three methods, so that a caller can run each where and when
+it likes; `generate` runs all of them for a list of prompts.
+
+Letters in shapes: B images, F channels of latents, h and w latents' height and width, H and W the
+image's, L tokens of a caption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from zimage_core import images as pixels
+from zimage_core.text_encoder import encode_prompts, tokenize
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from zimage_core.autoencoder import AutoencoderKL
+    from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
+    from zimage_core.text_encoder import TextEncoder
+    from zimage_core.transformer import Context, ZImageTransformer2DModel
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class ZImagePipeline:
+    """The five components of a checkpoint and the three stages of making images with them.
+
+    Takes what `load_from_local_dir` returns: `ZImagePipeline(**load_from_local_dir(...))`. Holds no
+    state of a run; components are never changed.
+    """
+
+    def __init__(
+        self,
+        transformer: ZImageTransformer2DModel,
+        vae: AutoencoderKL,
+        text_encoder: TextEncoder,
+        tokenizer: Any,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+    ) -> None:
+        self.transformer = transformer
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents are denoised."""
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which the transformer computes; latents themselves are float32."""
+        return self.transformer.dtype
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image for each element of its latents, along one side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def size_multiple(self) -> int:
+        """Number that height and width must be multiples of."""
+        return self.vae_scale_factor * self.transformer.patch_size
+
+    def caption_lengths(self, prompts: Sequence[str], max_sequence_length: int = 512) -> list[int]:
+        """Count the tokens of prompts, template included, after truncation; runs no model.
+
+        Raises:
+            ValueError: `max_sequence_length` is less than 1.
+        """
+        _check_max_sequence_length(max_sequence_length)
+        return [len(ids) for ids in tokenize(self.tokenizer, list(prompts), max_sequence_length)]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], *, max_sequence_length: int = 512) -> list[Tensor]:
+        """Encode prompts to text features, each as if it were encoded alone.
+
+        Args:
+            prompts: one for each caption; equal prompts are encoded once.
+            max_sequence_length: tokens that a prompt is cut to, template included.
+
+        Returns:
+            For each prompt (L_i, cap_feat_dim); equal prompts share one tensor.
+
+        Raises:
+            ValueError: `max_sequence_length` is less than 1.
+        """
+        _check_max_sequence_length(max_sequence_length)
+        unique = list(dict.fromkeys(prompts))
+        if not unique:
+            return []
+        encoded = encode_prompts(
+            self.text_encoder, self.tokenizer, unique, max_sequence_length, self.device
+        )
+        of_prompt = dict(zip(unique, encoded, strict=True))
+        return [of_prompt[prompt] for prompt in prompts]
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        prompt_embeds: Sequence[Tensor],
+        *,
+        height: int,
+        width: int,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 0.0,
+        negative_prompt_embeds: Sequence[Tensor] | None = None,
+        generators: Sequence[Generator] | None = None,
+        latents: Tensor | None = None,
+        cfg_normalization: bool | float = False,
+        cfg_truncation: float | None = 1.0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Denoise one image for each text feature, from noise to clean latents.
+
+        Images are grouped by the padded length of their captions, so no attention is ever masked
+        and an image does not depend on its neighbours.
+
+        Args:
+            prompt_embeds: B text features as `encode` returns them.
+            height: H in pixels.
+            width: W in pixels.
+            num_inference_steps: number of transformer evaluations.
+            guidance_scale: s in `pos + s * (pos - neg)`; 0 runs no negative branch.
+            negative_prompt_embeds: B text features, required where `guidance_scale` > 0.
+            generators: B generators, one for the noise of each image (on the CPU, a seed means the
+                same noise for every device).
+            latents: noise (B, F, h, w) instead of `generators`.
+            cfg_normalization: k > 0 limits the norm of the guided velocity of an image to k times
+                that of its positive branch; True is 1.0.
+            cfg_truncation: guidance stops once the model time 1 - sigma exceeds it; None, or more
+                than 1, is never.
+            on_step: called with the index of each step once it is queued.
+
+        Returns:
+            (B, F, h, w) float32 on the pipeline's device.
+
+        Raises:
+            ValueError: an argument is out of range, or lists differ in length.
+        """
+        num_images = len(prompt_embeds)
+        if num_images == 0:
+            raise ValueError("prompt_embeds: at least one is needed")
+        shape = self._latents_shape(num_images, height, width)
+        guided = _is_guided(guidance_scale)
+        max_norm_ratio = _norm_ratio(cfg_normalization)
+        if guided and negative_prompt_embeds is None:
+            raise ValueError(
+                f"negative_prompt_embeds: needed where guidance_scale is {guidance_scale}"
+            )
+        negatives = negative_prompt_embeds if guided and negative_prompt_embeds is not None else ()
+        if guided and len(negatives) != num_images:
+            raise ValueError(
+                f"negative_prompt_embeds: {len(negatives)} for {num_images} prompt_embeds"
+            )
+        latents = _starting_latents(shape, generators, latents).to(self.device, torch.float32)
+
+        h, w = shape[-2:]
+        image_seq_len = (h // self.transformer.patch_size) * (w // self.transformer.patch_size)
+        sigmas = self.scheduler.sigmas(num_inference_steps, image_seq_len=image_seq_len)
+        times = self.scheduler.model_times(sigmas)
+        with_guidance = [guided and not _is_truncated(t, cfg_truncation) for t in times.tolist()]
+
+        captions = self._embed_captions([*prompt_embeds, *negatives])
+        images = list(range(num_images))
+        plain = guidance = None
+        if not all(with_guidance):
+            plain = self._group(captions[:num_images], images, h, w)
+        if any(with_guidance):
+            guidance = self._group(captions, images * 2, h, w)
+
+        device_times = times.to(self.device)
+        for i in range(num_inference_steps):
+            model_input = latents.to(self.dtype)
+            time = device_times[i : i + 1]
+            if with_guidance[i]:
+                assert guidance is not None
+                positive, negative = self._velocity(model_input, time, guidance).chunk(2)
+                velocity = _guide(positive, negative, guidance_scale, max_norm_ratio)
+            else:
+                assert plain is not None
+                velocity = self._velocity(model_input, time, plain)
+            # The model predicts image - noise; the scheduler walks along sigma, from noise.
+            latents = self.scheduler.step(-velocity, latents, sigmas, i)
+            if on_step is not None:
+                on_step(i)
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, F, h, w) to images (B, 3, H, W), float32 in [0, 1]."""
+        config = self.vae.config
+        weight = next(self.vae.parameters())
+        scaled = latents.float() / config.scaling_factor + config.shift_factor
+        return pixels.from_signed(self.vae.decode(scaled.to(weight.device, weight.dtype)))
+
+    def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
+        _check_size("height", height, self.size_multiple)
+        _check_size("width", width, self.size_multiple)
+        factor = self.vae_scale_factor
+        return num_images, self.transformer.in_channels, height // factor, width // factor
+
+    def _embed_captions(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Refine each distinct tensor once: images of one prompt, and negatives, share theirs."""
+        unique = {id(feature): feature for feature in features}
+        refined = self.transformer.embed_captions(list(unique.values()))
+        of_feature = dict(zip(unique, refined, strict=True))
+        return [of_feature[id(feature)] for feature in features]
+
+    def _group(
+        self, captions: Sequence[Tensor], images: Sequence[int], h: int, w: int
+    ) -> _Grouping:
+        """Split the entries of a forward (one caption for one image each) by caption length."""
+        groups: list[_Group] = []
+        order: list[int] = []
+        for length in sorted({len(caption) for caption in captions}):
+            members = [i for i, caption in enumerate(captions) if len(caption) == length]
+            context = self.transformer.condition([captions[i] for i in members], h, w)
+            index = torch.tensor([images[i] for i in members], device=self.device)
+            groups.append(_Group(index, context))
+            order += members
+        inverse = torch.tensor(order).argsort().to(self.device)
+        return _Grouping(groups, inverse)
+
+    def _velocity(self, latents: Tensor, time: Tensor, grouping: _Grouping) -> Tensor:
+        """Run the transformer on each group; float32, in the order of the entries."""
+        parts = [
+            self.transformer(latents.index_select(0, group.images), time, group.context)
+            for group in grouping.groups
+        ]
+        return torch.cat(parts).index_select(0, grouping.inverse).float()
+
+
+class _Group(NamedTuple):
+    images: Tensor
+    """Index of each entry's latents in the batch."""
+    context: Context
+
+
+class _Grouping(NamedTuple):
+    groups: list[_Group]
+    inverse: Tensor
+    """Where each entry's result lies in the concatenated results of the groups."""
+
+
+def generate(
+    transformer: ZImageTransformer2DModel,
+    vae: AutoencoderKL,
+    text_encoder: TextEncoder,
+    tokenizer: Any,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    *,
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str] | None = None,
+    height: int = 1024,
+    width: int = 1024,
+    num_inference_steps: int = 8,
+    guidance_scale: float = 0.0,
+    num_images_per_prompt: int = 1,
+    generator: Generator | Sequence[Generator] | None = None,
+    cfg_normalization: bool | float = False,
+    cfg_truncation: float | None = 1.0,
+    max_sequence_length: int = 512,
+    output_type: OutputType = "pil",
+    image: Any = None,
+    strength: float = 0.6,
+    images: Any = None,
+    siglip: Any = None,
+    siglip_processor: Any = None,
+) -> list[Image] | NDArray[np.float32] | Tensor:
+    """Generate images for prompts: `generate(**load_from_local_dir(...), prompt=...)`.
+
+    No argument is changed. The images of a prompt are neighbours in the result.
+
+    Args:
+        transformer: component, as are the four that follow.
+        vae: see `transformer`.
+        text_encoder: see `transformer`.
+        tokenizer: see `transformer`.
+        scheduler: see `transformer`.
+        prompt: one prompt or a list.
+        negative_prompt: what to steer away from where `guidance_scale` > 0: one for all prompts or
+            a list with one for each; None is the empty prompt.
+        height: in pixels, a multiple of 16.
+        width: in pixels, a multiple of 16.
+        num_inference_steps: number of transformer evaluations.
+        guidance_scale: s in `pos + s * (pos - neg)`; 0 is off.
+        num_images_per_prompt: images of each prompt.
+        generator: source of the noise. A list has one for each image, and an image then does not
+            depend on the others; a single one draws the noise of the whole batch at once. None is
+            torch's default CPU generator.
+        cfg_normalization: see `ZImagePipeline.denoise`.
+        cfg_truncation: see `ZImagePipeline.denoise`.
+        max_sequence_length: tokens that a prompt is cut to, template included.
+        output_type: "pil" a list of images, "np" float32 (B, H, W, 3) in [0, 1], "pt" float32
+            (B, 3, H, W) in [0, 1], "latent" float32 latents as the last step left them.
+        image: starting image; not available yet.
+        strength: of the change to `image`; without meaning as long as that is not available.
+        images: images to edit; not available yet.
+        siglip: image encoder for `images`; not available yet.
+        siglip_processor: see `siglip`.
+
+    Raises:
+        ValueError: an argument is out of range, or lists differ in length.
+    """
+    for name, value in (
+        ("image", image),
+        ("images", images),
+        ("siglip", siglip),
+        ("siglip_processor", siglip_processor),
+    ):
+        if value is not None:
+            raise ValueError(f"{name}: images as input are not available yet")
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type: {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+    if num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt: {num_images_per_prompt} must be at least 1")
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps: {num_inference_steps} must be at least 1")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("prompt: the list is empty")
+    num_images = len(prompts) * num_images_per_prompt
+    negatives = _negative_prompts(negative_prompt, len(prompts))
+
+    pipeline = ZImagePipeline(transformer, vae, text_encoder, tokenizer, scheduler)
+    shape = pipeline._latents_shape(num_images, height, width)
+    guided = _is_guided(guidance_scale)
+    if generator is None or isinstance(generator, Generator):
+        latents, generators = _noise(shape, generator), None
+    else:
+        latents, generators = None, list(generator)
+        _check_generators(generators, num_images)
+
+    encoded = pipeline.encode(
+        prompts + (negatives if guided else []), max_sequence_length=max_sequence_length
+    )
+    for_images = [embeds for embeds in encoded for _ in range(num_images_per_prompt)]
+    denoised = pipeline.denoise(
+        for_images[:num_images],
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        negative_prompt_embeds=for_images[num_images:] if guided else None,
+        generators=generators,
+        latents=latents,
+        cfg_normalization=cfg_normalization,
+        cfg_truncation=cfg_truncation,
+    )
+    if output_type == "latent":
+        return denoised
+    decoded = pipeline.decode(denoised)
+    if output_type == "pt":
+        return decoded
+    return pixels.to_float(decoded) if output_type == "np" else pixels.to_pil(decoded)
+
+
+def _guide(
+    positive: Tensor, negative: Tensor, scale: float, max_norm_ratio: float | None
+) -> Tensor:
+    """Classifier-free guidance, (B, F, h, w) float32, norms taken over a whole image."""
+    guided = positive + scale * (positive - negative)
+    if max_norm_ratio is None:
+        return guided
+    norm = torch.linalg.vector_norm(guided, dim=(1, 2, 3), keepdim=True)
+    limit = torch.linalg.vector_norm(positive, dim=(1, 2, 3), keepdim=True) * max_norm_ratio
+    # Selected on the device: asking the host which images exceed their limit would wait for them.
+    return guided * torch.where(norm > limit, limit / norm, 1.0)
+
+
+def _starting_latents(
+    shape: tuple[int, int, int, int],
+    generators: Sequence[Generator] | None,
+    latents: Tensor | None,
+) -> Tensor:
+    if (generators is None) == (latents is None):
+        raise ValueError("generators, latents: exactly one of the two is needed")
+    if latents is not None:
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents: shape {tuple(latents.shape)} must be {shape}")
+        return latents
+    assert generators is not None
+    _check_generators(generators, shape[0])
+    return torch.cat([_noise((1, *shape[1:]), generator) for generator in generators])
+
+
+def _noise(shape: tuple[int, int, int, int], generator: Generator | None) -> Tensor:
+    """Draw noise where the generator lives: only a CPU generator means the same everywhere."""
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+
+
+def _negative_prompts(negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
+    if negative_prompt is None:
+        return [""] * num_prompts
+    if isinstance(negative_prompt, str):
+        return [negative_prompt] * num_prompts
+    if len(negative_prompt) != num_prompts:
+        raise ValueError(f"negative_prompt: {len(negative_prompt)} for {num_prompts} prompts")
+    return list(negative_prompt)
+
+
+def _check_generators(generators: Sequence[Generator], num_images: int) -> None:
+    if len(generators) != num_images:
+        raise ValueError(f"generator: {len(generators)} generators for {num_images} images")
+
+
+def _check_size(name: str, value: int, multiple: int) -> None:
+    if value < 1 or value % multiple:
+        below = value // multiple * multiple
+        nearest = " or ".join(str(size) for size in (below, below + multiple) if size > 0)
+        if value < 1:
+            nearest = str(multiple)
+        raise ValueError(f"{name}: {value} must be a multiple of {multiple}; nearest: {nearest}")
+
+
+def _check_max_sequence_length(max_sequence_length: int) -> None:
+    if max_sequence_length < 1:
+        raise ValueError(f"max_sequence_length: {max_sequence_length} must be at least 1")
+
+
+def _is_guided(guidance_scale: float) -> bool:
+    if not 0.0 <= guidance_scale < float("inf"):
+        raise ValueError(f"guidance_scale: {guidance_scale} must be a number of at least 0")
+    return guidance_scale > 0.0
+
+
+def _norm_ratio(cfg_normalization: bool | float) -> float | None:
+    if not 0.0 <= float(cfg_normalization) < float("inf"):
+        raise ValueError(f"cfg_normalization: {cfg_normalization} must be at least 0")
+    return float(cfg_normalization) or None
+
+
+def _is_truncated(time: float, cfg_truncation: float | None) -> bool:
+    return cfg_truncation is not None and cfg_truncation <= 1.0 and time > cfg_truncation

@@ -1,0 +1,307 @@
+"""The Z-Image transformer: latents, model time and captions in, velocity out.
+
+Three calls, so that nothing is computed more often than it changes:
+
+    captions = model.embed_captions(features)           # once for each prompt
+    context = model.condition(captions, h, w)           # once for each batch
+    velocity = model(latents, time, context)            # each step
+
+Attribute names are the keys of the checkpoint. Letters in shapes: B batch, F channels of latents,
+h and w latents' height and width, L tokens of a caption, C channels of a token (`dim`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from zimage_core.attention import check_backend, resolve_backend
+from zimage_core.layers import (
+    MODULATION_DIM,
+    Attention,
+    CaptionBlock,
+    FinalLayer,
+    ModulatedBlock,
+    Rotary,
+    TimestepEmbedder,
+)
+from zimage_core.patchify import (
+    TOKEN_MULTIPLE,
+    caption_positions,
+    image_positions,
+    padded_length,
+    patchify,
+    rotary_angles,
+    unpatchify,
+)
+
+if TYPE_CHECKING:
+    from zimage_core.config import TransformerConfig
+
+
+class Context(NamedTuple):
+    """What every step of a batch shares: its captions and where each token stands."""
+
+    captions: Tensor
+    """Refined captions, (B, L, C), zeros behind the shorter ones."""
+    image_rotary: Rotary
+    """Angles of the image's tokens alone."""
+    rotary: Rotary
+    """Angles of the whole sequence [image, caption]."""
+    mask: Tensor | None
+    """Bool, (B, S), true where a token is real; None where all captions are equally long."""
+
+
+class ZImageTransformer2DModel(nn.Module):
+    """Single-stream diffusion transformer of Z-Image.
+
+    Args:
+        config: architecture, as the checkpoint's `transformer/config.json` gives it.
+
+    Raises:
+        ValueError: the numbers of `config` do not fit together.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        _check_config(config)
+        self.config = config
+        self.in_channels = config.in_channels
+        self.patch_size = config.all_patch_size[0]
+        self._patch_key = f"{config.all_patch_size[0]}-{config.all_f_patch_size[0]}"
+        dim = config.dim
+
+        def modulated_block() -> ModulatedBlock:
+            return ModulatedBlock(
+                dim, config.n_heads, norm_eps=config.norm_eps, qk_norm=config.qk_norm
+            )
+
+        def caption_block() -> CaptionBlock:
+            return CaptionBlock(
+                dim, config.n_heads, norm_eps=config.norm_eps, qk_norm=config.qk_norm
+            )
+
+        self.all_x_embedder = nn.ModuleDict()
+        self.all_final_layer = nn.ModuleDict()
+        for patch, frames in zip(config.all_patch_size, config.all_f_patch_size, strict=True):
+            patch_dim = frames * patch * patch * config.in_channels
+            self.all_x_embedder[f"{patch}-{frames}"] = nn.Linear(patch_dim, dim)
+            self.all_final_layer[f"{patch}-{frames}"] = FinalLayer(dim, patch_dim)
+        self.t_embedder = TimestepEmbedder(min(dim, MODULATION_DIM))
+        self.cap_embedder = nn.Sequential(
+            nn.RMSNorm(config.cap_feat_dim, eps=config.norm_eps),
+            nn.Linear(config.cap_feat_dim, dim),
+        )
+        self.noise_refiner = nn.ModuleList(
+            modulated_block() for _ in range(config.n_refiner_layers)
+        )
+        self.context_refiner = nn.ModuleList(
+            caption_block() for _ in range(config.n_refiner_layers)
+        )
+        self.layers = nn.ModuleList(modulated_block() for _ in range(config.n_layers))
+        # Not zero, so that random weights show a pad token that is misplaced.
+        self.x_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
+        self.cap_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.x_pad_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights; latents and captions are computed in it."""
+        return self.x_pad_token.dtype
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.config.dim // self.config.n_heads
+
+    @property
+    def max_caption_length(self) -> int:
+        """Tokens of the longest caption that leaves the image a position of its own."""
+        return (self.config.axes_lens[0] - 2) // TOKEN_MULTIPLE * TOKEN_MULTIPLE
+
+    @property
+    def attention_backend(self) -> str:
+        """Name of the attention backend that the next forward will use."""
+        return resolve_backend(self._attention_modules()[0].backend)
+
+    def set_attention_backend(self, name: str | None) -> None:
+        """Choose the backend of this model; None goes back to the default.
+
+        Raises:
+            AttentionBackendError: the backend cannot run on this model's device and dtype.
+            ValueError: `name` is unknown.
+        """
+        if name is not None:
+            check_backend(name, self.device, self.dtype, self.head_dim)
+        for module in self._attention_modules():
+            module.backend = name
+
+    def embed_captions(self, captions: Sequence[Tensor]) -> list[Tensor]:
+        """Bring text features into the transformer's space and refine them; independent of time.
+
+        Captions of the same padded length are refined together, so none ever needs a mask.
+
+        Args:
+            captions: text features, (L_i, cap_feat_dim) each, any floating dtype and device.
+
+        Returns:
+            For each caption (L_i rounded up to a multiple of 32, C), in the model's dtype.
+
+        Raises:
+            ValueError: a caption is empty, too long, or not of width `cap_feat_dim`.
+        """
+        for caption in captions:
+            self._check_caption(caption)
+        lengths = [len(caption) for caption in captions]
+        features = torch.cat([c.to(self.device, self.dtype) for c in captions])
+        embedded = self.cap_embedder(features).split(lengths)
+
+        refined: dict[int, Tensor] = {}
+        for length in sorted({padded_length(n) for n in lengths}):
+            members = [i for i, n in enumerate(lengths) if padded_length(n) == length]
+            x = torch.stack([self._pad_caption(embedded[i], length) for i in members])
+            rotary = self._rotary([caption_positions(length)])
+            for block in self.context_refiner:
+                x = block(x, rotary, None)
+            refined.update(zip(members, x.unbind(), strict=True))
+        return [refined[i] for i in range(len(captions))]
+
+    def condition(self, captions: Sequence[Tensor], height: int, width: int) -> Context:
+        """Lay out the sequences of a batch, one image of the same size behind each caption.
+
+        Args:
+            captions: as `embed_captions` returns them.
+            height: h of the latents, a multiple of the patch size.
+            width: w of the latents, a multiple of the patch size.
+
+        Raises:
+            ValueError: the image is larger than the model has positions for.
+        """
+        rows, columns = height // self.patch_size, width // self.patch_size
+        _, max_rows, max_columns = self.config.axes_lens
+        if rows > max_rows or columns > max_columns:
+            raise ValueError(
+                f"latents of {height}x{width} have {rows}x{columns} patches; "
+                f"this model has positions for {max_rows}x{max_columns}"
+            )
+        lengths = [len(caption) for caption in captions]
+        if len(set(lengths)) == 1:
+            # One row of angles serves the whole batch.
+            laid_out, mask = lengths[:1], None
+        else:
+            num_image_tokens = padded_length(rows * columns)
+            token = torch.arange(num_image_tokens + max(lengths))
+            mask = token < num_image_tokens + torch.tensor(lengths)[:, None]
+            laid_out, mask = lengths, mask.to(self.device)
+        image = [image_positions(length, rows, columns) for length in laid_out]
+        both = [
+            torch.cat((positions, caption_positions(length)))
+            for positions, length in zip(image, laid_out, strict=True)
+        ]
+        return Context(
+            captions=pad_sequence(list(captions), batch_first=True),
+            image_rotary=self._rotary(image),
+            rotary=self._rotary(both),
+            mask=mask,
+        )
+
+    def forward(self, latents: Tensor, time: Tensor, context: Context) -> Tensor:
+        """Predict the velocity of latents at a model time, negated (noise to image is positive).
+
+        Args:
+            latents: (B, F, h, w) in the model's dtype.
+            time: model time 1 - sigma, float32, (1,) for the whole batch or (B,).
+            context: what `condition` returned for this batch and size.
+
+        Returns:
+            (B, F, h, w) in the model's dtype.
+        """
+        B, _, h, w = latents.shape
+        t = self.t_embedder(time * self.config.t_scale).type_as(latents)
+
+        x = self.all_x_embedder[self._patch_key](patchify(latents, self.patch_size))
+        num_patches = x.shape[1]
+        num_pads = padded_length(num_patches) - num_patches
+        x = torch.cat((x, self.x_pad_token.expand(B, num_pads, -1)), dim=1)
+        for block in self.noise_refiner:
+            x = block(x, context.image_rotary, None, t)
+
+        x = torch.cat((x, context.captions), dim=1)
+        for block in self.layers:
+            x = block(x, context.rotary, context.mask, t)
+
+        patches = self.all_final_layer[self._patch_key](x[:, :num_patches], t)
+        return unpatchify(patches, self.patch_size, h, w)
+
+    def _attention_modules(self) -> list[Attention]:
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    def _check_caption(self, caption: Tensor) -> None:
+        if caption.ndim != 2 or caption.shape[1] != self.config.cap_feat_dim:
+            raise ValueError(
+                f"a caption has shape {tuple(caption.shape)}; "
+                f"this model takes (tokens, {self.config.cap_feat_dim})"
+            )
+        if not 1 <= len(caption) <= self.max_caption_length:
+            raise ValueError(
+                f"a caption has {len(caption)} tokens; this model takes 1 to "
+                f"{self.max_caption_length}"
+            )
+
+    def _pad_caption(self, caption: Tensor, length: int) -> Tensor:
+        return torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1)))
+
+    def _rotary(self, positions: Sequence[Tensor]) -> Rotary:
+        """Angles of sequences of positions (S_i, 3), zero behind the shorter ones."""
+        angles = [
+            rotary_angles(
+                p,
+                axes_dims=self.config.axes_dims,
+                axes_lens=self.config.axes_lens,
+                theta=self.config.rope_theta,
+            )
+            for p in positions
+        ]
+        padded = pad_sequence(angles, batch_first=True).unsqueeze(2)
+        return Rotary(padded.cos().to(self.device), padded.sin().to(self.device))
+
+
+def _check_config(config: TransformerConfig) -> None:
+    """Refuse what the released models do not have and no reference defines."""
+    if config.n_kv_heads != config.n_heads:
+        raise ValueError(
+            f"n_kv_heads {config.n_kv_heads} must equal n_heads {config.n_heads}: "
+            "Z-Image has no grouped-query attention"
+        )
+    if config.dim % config.n_heads or config.dim // config.n_heads != sum(config.axes_dims):
+        raise ValueError(
+            f"dim {config.dim} / n_heads {config.n_heads} must equal the sum of "
+            f"axes_dims {tuple(config.axes_dims)}"
+        )
+    if len(config.axes_dims) != 3 or len(config.axes_lens) != 3:
+        raise ValueError(
+            f"axes_dims {tuple(config.axes_dims)} and axes_lens {tuple(config.axes_lens)} "
+            "must have three entries each: frame, row, column"
+        )
+    if any(dim % 2 for dim in config.axes_dims):
+        raise ValueError(
+            f"axes_dims {tuple(config.axes_dims)} must be even: channels turn in pairs"
+        )
+    if config.all_f_patch_size[0] != 1:
+        raise ValueError(
+            f"all_f_patch_size {tuple(config.all_f_patch_size)} must start with 1: "
+            "an image has one frame"
+        )
+    if config.siglip_feat_dim is not None:
+        raise ValueError(
+            f"siglip_feat_dim {config.siglip_feat_dim}: models that take images as input are "
+            "not available yet"
+        )
