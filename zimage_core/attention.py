@@ -1,8 +1,8 @@
 """Attention backends: their names, what each needs, and the one function that calls them.
 
 Which backend runs is decided before any image is made: the model's own choice, else
-`set_attention_backend()`, else the environment variable `ZIMAGE_ATTENTION`, else `native`. A backend
-that cannot run here, or that would have to drop a mask, raises; none stands in for another.
+`set_attention_backend()`, else the environment variable `ZIMAGE_ATTENTION`, else `native`.
+A backend that cannot run here, or would have to drop a mask, raises; none stands in for another.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     Returns:
         (B, S, H, D) in the dtype of `x`.
     """
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(x.float(), -1, (-1, 2))
     even, odd = pairs.unbind(-1)
     # Written in place: twice as fast on a CPU as stacking the two halves.
     rotated = torch.empty_like(pairs)
@@ -62,6 +62,11 @@ class TimestepEmbedder(nn.Module):
             nn.Linear(TIME_FREQUENCIES, TIME_HIDDEN), nn.SiLU(), nn.Linear(TIME_HIDDEN, out_dim)
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
+
     def forward(self, time: Tensor) -> Tensor:
         """Embed times (B,), float32 in [0, t_scale], as (B, out_dim) in the weights' dtype."""
         half = TIME_FREQUENCIES // 2
@@ -70,7 +75,7 @@ class TimestepEmbedder(nn.Module):
         # is part of the trained model.
         angles = time.float()[:, None] * torch.exp(-math.log(10000.0) * index / half)
         features = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        embedded: Tensor = self.mlp(features.to(self.mlp[0].weight.dtype))
+        embedded: Tensor = self.mlp(features.to(self.dtype))
         return embedded
 
 
@@ -91,9 +96,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
         """Mix tokens (B, S, C); `mask` (B, S) is true where a token is real, None where all are."""
-        q = self.to_q(x).unflatten(-1, (self.num_heads, -1))
-        k = self.to_k(x).unflatten(-1, (self.num_heads, -1))
-        v = self.to_v(x).unflatten(-1, (self.num_heads, -1))
+        q = torch.unflatten(self.to_q(x), -1, (self.num_heads, -1))
+        k = torch.unflatten(self.to_k(x), -1, (self.num_heads, -1))
+        v = torch.unflatten(self.to_v(x), -1, (self.num_heads, -1))
         q = apply_rotary(self.norm_q(q), rotary)
         k = apply_rotary(self.norm_k(k), rotary)
         out: Tensor = self.to_out[0](attention(q, k, v, mask, self.backend).flatten(-2))
@@ -134,7 +139,8 @@ class CaptionBlock(_Block):
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
         """Refine tokens (B, S, C)."""
         x = x + self.attention_norm2(self.attention(self.attention_norm1(x), rotary, mask))
-        return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+        out: Tensor = x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+        return out
 
 
 class ModulatedBlock(_Block):
@@ -153,7 +159,8 @@ class ModulatedBlock(_Block):
         x = x + attention_gate.tanh() * self.attention_norm2(mixed)
 
         mapped = self.feed_forward(self.ffn_norm1(x) * (1.0 + ffn_scale))
-        return x + ffn_gate.tanh() * self.ffn_norm2(mapped)
+        out: Tensor = x + ffn_gate.tanh() * self.ffn_norm2(mapped)
+        return out
 
 
 class FinalLayer(nn.Module):

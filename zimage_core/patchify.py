@@ -44,8 +44,9 @@ def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Ten
         width: w of the latents.
     """
     p = patch_size
-    grid = patches.unflatten(1, (height // p, width // p)).unflatten(-1, (p, p, -1))
-    return grid.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, height, width)
+    B = patches.shape[0]
+    grid = patches.reshape(B, height // p, width // p, p, p, -1)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, height, width)
 
 
 def caption_positions(num_tokens: int) -> Tensor:
