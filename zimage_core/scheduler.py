@@ -6,16 +6,14 @@ to 0. The scheduler holds numbers only and no state of a run, so one object may 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zimage_core.config import CheckpointError
+from zimage_core.config import CheckpointError, read_json
 
 
 def calculate_shift(
@@ -95,25 +93,18 @@ class FlowMatchEulerDiscreteScheduler:
 
     @classmethod
     def from_json(cls, path: Path) -> FlowMatchEulerDiscreteScheduler:
-        """Read `scheduler_config.json`; keys that start with an underscore are diffusers' own.
+        """Read `scheduler_config.json`; a key that is absent has the default, as in diffusers.
 
         Raises:
             CheckpointError: the file is missing or no JSON object, a key is unknown, a value is
                 not allowed.
         """
-        try:
-            config: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{path}: must hold a JSON object, not {config!r}")
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        config = read_json(path)
         allowed = [field.name for field in fields(cls)]
-        for key, value in config.items():
-            if key not in allowed:
-                raise CheckpointError(
-                    f"{path}: unknown key {key!r} (value {value!r}); allowed: {', '.join(allowed)}"
-                )
+        unknown = [key for key in config if key not in allowed]
+        if unknown:
+            values = ", ".join(f"{key!r} with value {config[key]!r}" for key in unknown)
+            raise CheckpointError(f"{path}: unknown key {values}; allowed: {', '.join(allowed)}")
         try:
             return cls(**config)
         except ValueError as error:
@@ -143,7 +134,8 @@ class FlowMatchEulerDiscreteScheduler:
                 self.base_shift,
                 self.max_shift,
             )
-            factor = math.exp(mu) if self.time_shift_type == "exponential" else mu
+            # A tensor, since torch divides a number by a tensor with two roundings.
+            factor = torch.tensor(math.exp(mu) if self.time_shift_type == "exponential" else mu)
             shifted = factor / (factor + (1.0 / levels - 1.0))
         else:
             shifted = self.shift * levels / (1.0 + (self.shift - 1.0) * levels)

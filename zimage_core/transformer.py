@@ -61,14 +61,13 @@ class ZImageTransformer2DModel(nn.Module):
 
     Args:
         config: architecture, as the checkpoint's `transformer/config.json` gives it.
-
-    Raises:
-        ValueError: the numbers of `config` do not fit together.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        _check_config(config)
+        # `TransformerConfig.from_json` tells a user; here it can only be a mistake in a program.
+        assert config.n_kv_heads == config.n_heads and config.all_f_patch_size[0] == 1
+        assert config.dim == config.n_heads * sum(config.axes_dims)
         self.config = config
         self.in_channels = config.in_channels
         self.patch_size = config.all_patch_size[0]
@@ -272,36 +271,3 @@ class ZImageTransformer2DModel(nn.Module):
         ]
         padded = pad_sequence(angles, batch_first=True).unsqueeze(2)
         return Rotary(padded.cos().to(self.device), padded.sin().to(self.device))
-
-
-def _check_config(config: TransformerConfig) -> None:
-    """Refuse what the released models do not have and no reference defines."""
-    if config.n_kv_heads != config.n_heads:
-        raise ValueError(
-            f"n_kv_heads {config.n_kv_heads} must equal n_heads {config.n_heads}: "
-            "Z-Image has no grouped-query attention"
-        )
-    if config.dim % config.n_heads or config.dim // config.n_heads != sum(config.axes_dims):
-        raise ValueError(
-            f"dim {config.dim} / n_heads {config.n_heads} must equal the sum of "
-            f"axes_dims {tuple(config.axes_dims)}"
-        )
-    if len(config.axes_dims) != 3 or len(config.axes_lens) != 3:
-        raise ValueError(
-            f"axes_dims {tuple(config.axes_dims)} and axes_lens {tuple(config.axes_lens)} "
-            "must have three entries each: frame, row, column"
-        )
-    if any(dim % 2 for dim in config.axes_dims):
-        raise ValueError(
-            f"axes_dims {tuple(config.axes_dims)} must be even: channels turn in pairs"
-        )
-    if config.all_f_patch_size[0] != 1:
-        raise ValueError(
-            f"all_f_patch_size {tuple(config.all_f_patch_size)} must start with 1: "
-            "an image has one frame"
-        )
-    if config.siglip_feat_dim is not None:
-        raise ValueError(
-            f"siglip_feat_dim {config.siglip_feat_dim}: models that take images as input are "
-            "not available yet"
-        )

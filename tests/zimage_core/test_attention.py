@@ -96,7 +96,7 @@ def test_unknown_names_list_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=f"'xformers'.*{known}"):
         check_backend("xformers", "cpu", torch.float32, 128)
     monkeypatch.setenv("ZIMAGE_ATTENTION", "xformers")
-    with pytest.raises(ValueError, match="ZIMAGE_ATTENTION: .*'xformers'"):
+    with pytest.raises(ValueError, match=r"ZIMAGE_ATTENTION: .*'xformers'"):
         resolve_backend()
 
 
