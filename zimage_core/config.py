@@ -175,7 +175,7 @@ class AutoencoderConfig:
         stages = len(self.block_out_channels)
         channels, groups = list(self.block_out_channels), self.norm_num_groups
         rules = {
-            f"down_block_types and up_block_types must have {stages} items like block_out_channels": (
+            f"down_ and up_block_types must have {stages} items, like block_out_channels": (
                 len(self.down_block_types) == len(self.up_block_types) == stages
             ),
             f"block_out_channels {channels} must be multiples of norm_num_groups {groups}": (
