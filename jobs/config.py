@@ -170,7 +170,7 @@ class ModelConfig(_Section):
         if self.path is not None:
             return self.path
         assert self.repo is not None
-        name = "--".join([*self.repo.split("/"), *([self.revision] if self.revision else [])])
+        name = f"{self.repo}/{self.revision}" if self.revision else self.repo
         return Path.home() / ".cache" / "zimage" / name.replace("/", "--")
 
 

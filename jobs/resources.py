@@ -30,7 +30,8 @@ def bundle_root() -> Path:
 
 def presets() -> dict[str, Path]:
     """Return the shipped model presets, name to file, sorted: what `extends: NAME` can name."""
-    return {path.stem: path for path in sorted((bundle_root() / "configs").glob("*.yaml"))}
+    files = {path.stem: path for path in (bundle_root() / "configs").glob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
 def shipped_jobs() -> dict[str, Path]:
