@@ -256,8 +256,8 @@ class AttentionBlock(nn.Module):
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         # (B, 1, H W, channels): attention kernels want the head axis.
         q, k, v = (to(tokens).unsqueeze(1) for to in (self.to_q, self.to_k, self.to_v))
-        tokens = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
-        return x + tokens.transpose(1, 2).reshape(x.shape)
+        update: Tensor = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        return x + update.transpose(1, 2).reshape(x.shape)
 
 
 class Downsample(nn.Module):

@@ -1,0 +1,185 @@
+"""The text encoder computes transformers' `hidden_states[-2]`; batches equal singles."""
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3Model
+
+from zimage_core.config import TextEncoderConfig
+from zimage_core.text_encoder import (
+    TextEncoder,
+    apply_template,
+    encode_prompts,
+    load_tokenizer,
+    tokenize,
+)
+from zimage_core.tiny.tokenizer import save_tokenizer
+
+CONFIGS = {
+    "grouped": {},
+    "one-key-head": {"num_key_value_heads": 1, "num_hidden_layers": 2},
+    "plain-heads": {"num_key_value_heads": 4, "head_dim": 8},
+    "biases": {"attention_bias": True, "rope_theta": 1e4, "hidden_size": 40},
+}
+
+
+def pair(folder, **changes):
+    """Make our encoder and transformers' with the same random weights, norms included."""
+    values = {
+        "vocab_size": 700,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_theta": 1e6,
+        "attn_implementation": "sdpa",
+        **changes,
+    }
+    theirs = Qwen3Model(Qwen3Config(**values)).eval()
+    theirs.config.save_pretrained(folder)
+    ours = TextEncoder(TextEncoderConfig.from_json(folder / "config.json")).eval()
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        key: torch.randn(tensor.shape, generator=generator) * 0.2 + ("norm" in key)
+        for key, tensor in theirs.state_dict().items()
+    }
+    theirs.load_state_dict(state)
+    last = f"layers.{theirs.config.num_hidden_layers - 1}."
+    ours.load_state_dict(
+        {k: v for k, v in state.items() if not k.startswith(last) and k != "norm.weight"}
+    )
+    return ours, theirs
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def models(request, tmp_path_factory):
+    return pair(tmp_path_factory.mktemp("qwen3"), **CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder, 600)
+    return load_tokenizer(folder)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def random_ids(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 700, (length,), generator=generator) for length in lengths]
+
+
+@torch.no_grad()
+def test_padded_batch_equals_hidden_states_of_transformers(models):
+    ours, theirs = models
+    rows = random_ids(3, 40, 17)
+    ids, mask = torch.zeros(3, 40, dtype=torch.long), torch.zeros(3, 40, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    reference = theirs(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+    for features in (ours(ids), ours(ids, mask)):
+        assert features.shape == reference.shape
+        assert features.isfinite().all()
+        for i, row in enumerate(rows):
+            assert relative(features[i, : len(row)], reference[i, : len(row)]) < 1e-5
+
+
+@torch.no_grad()
+def test_padded_batch_equals_singles(models):
+    ours, _ = models
+    rows = random_ids(1, 33, 600)
+    ids = torch.full((3, 600), 5)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    batch = ours(ids)
+    for i, row in enumerate(rows):
+        assert relative(batch[i, : len(row)], ours(row[None])[0]) < 1e-5
+
+
+@torch.no_grad()
+def test_left_padding_under_a_mask_gives_no_nan(models):
+    ours, _ = models
+    mask = torch.tensor([[0, 0, 1, 1]])
+    assert ours(torch.ones(1, 4, dtype=torch.long), mask).isfinite().all()
+
+
+@torch.no_grad()
+def test_bfloat16_stays_near_transformers(models):
+    ours, theirs = models
+    (row,) = random_ids(20)
+    reference = theirs(row[None], output_hidden_states=True).hidden_states[-2]
+    ours.to(torch.bfloat16)
+    try:
+        features = ours(row[None])
+        assert features.dtype == torch.bfloat16
+        assert relative(features.float(), reference) < 0.05
+    finally:
+        ours.float()
+
+
+def test_template_is_the_one_of_qwen3(tokenizer):
+    assert apply_template(tokenizer, "a red apple") == (
+        "<|im_start|>user\na red apple<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_tokenize_cuts_the_tail_and_pads_nothing(tokenizer):
+    prompt = "a red apple on a plate"
+    (whole,) = tokenize(tokenizer, [prompt], 512)
+    assert tokenizer.decode(whole) == apply_template(tokenizer, prompt)
+    short, empty = tokenize(tokenizer, [prompt, ""], 5)
+    assert short == whole[:5]
+    assert 0 < len(empty) <= 5
+    assert tokenize(tokenizer, [], 512) == []
+    with pytest.raises(ValueError, match="max_sequence_length is 0; must be 1 or more"):
+        tokenize(tokenizer, [prompt], 0)
+
+
+def test_encode_prompts_equals_diffusers(tmp_path, tokenizer):
+    from diffusers import ZImagePipeline
+
+    ours, theirs = pair(tmp_path)
+    prompts = ["a red apple", "", "portrait avatar of a woman with red hair and a hat " * 8]
+    reference = ZImagePipeline(None, None, theirs, tokenizer, None).encode_prompt(
+        list(prompts),
+        device=torch.device("cpu"),
+        do_classifier_free_guidance=False,
+        max_sequence_length=48,
+    )[0]
+    encoded = encode_prompts(ours, tokenizer, prompts, 48, "cpu")
+    assert [len(e) for e in encoded] == [len(r) for r in reference]
+    assert len(encoded[2]) == 48
+    for a, b, prompt in zip(encoded, reference, prompts, strict=True):
+        assert relative(a, b) < 1e-5
+        (alone,) = encode_prompts(ours, tokenizer, [prompt], 48, "cpu")
+        assert relative(a, alone) < 1e-5
+        assert not a.requires_grad
+    assert encode_prompts(ours, tokenizer, [], 48, "cpu") == []
+
+
+def test_real_model_is_built_without_its_last_layer():
+    config = TextEncoderConfig(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        attention_bias=False,
+        hidden_act="silu",
+        model_type="qwen3",
+    )
+    with torch.device("meta"):
+        model = TextEncoder(config)
+    assert len(model.layers) == 35
+    layer = sum(p.numel() for p in model.layers[0].parameters())
+    # The published count holds all 36 layers and the final norm.
+    assert sum(p.numel() for p in model.parameters()) + layer + 2560 == 4_022_468_096
