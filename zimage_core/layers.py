@@ -44,13 +44,13 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     Returns:
         (B, S, H, D) in the dtype of `x`.
     """
-    pairs = torch.unflatten(x.float(), -1, (-1, 2))
-    even, odd = pairs.unbind(-1)
-    # Written in place: twice as fast on a CPU as stacking the two halves.
+    pairs = torch.unflatten(x, -1, (-1, 2))
+    even, odd = pairs.float().unbind(-1)
+    # Filled in place: twice as fast on a CPU as stacking the two halves, and rounded on the way.
     rotated = torch.empty_like(pairs)
     rotated[..., 0] = even * rotary.cos - odd * rotary.sin
     rotated[..., 1] = even * rotary.sin + odd * rotary.cos
-    return rotated.flatten(-2).type_as(x)
+    return rotated.flatten(-2)
 
 
 class TimestepEmbedder(nn.Module):
@@ -156,11 +156,10 @@ class ModulatedBlock(_Block):
         attention_scale, attention_gate, ffn_scale, ffn_gate = modulation.chunk(4, dim=-1)
 
         mixed = self.attention(self.attention_norm1(x) * (1.0 + attention_scale), rotary, mask)
-        x = x + attention_gate.tanh() * self.attention_norm2(mixed)
+        x = torch.addcmul(x, attention_gate.tanh(), self.attention_norm2(mixed))
 
         mapped = self.feed_forward(self.ffn_norm1(x) * (1.0 + ffn_scale))
-        out: Tensor = x + ffn_gate.tanh() * self.ffn_norm2(mapped)
-        return out
+        return torch.addcmul(x, ffn_gate.tanh(), self.ffn_norm2(mapped))
 
 
 class FinalLayer(nn.Module):
