@@ -1,0 +1,230 @@
+"""The command line: `zimage COMMAND ...`. Parses, calls, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from jobs.errors import EXIT_INTERRUPTED, JobError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code (see the table in docs/cli.md)."""
+    args = parser().parse_args(argv)
+    command: Command = args.run_command
+    try:
+        return command(args)
+    except JobError as error:
+        print(f"zimage {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"zimage {args.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output (`| head`) is gone: no error of ours, and nothing left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="zimage",
+        description="Batch image generation with Z-Image: from a spreadsheet to images.",
+        epilog="example: zimage run jobs/avatars.yaml --local --limit 8",
+    )
+    root.add_argument("--version", action="version", version=f"zimage {version('zimage-batch')}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "run a job, or resume it")
+    _job_arguments(run)
+    run.add_argument("--local", action="store_true", help="in this process, without Ray")
+    run.add_argument(
+        "--limit", type=_positive, metavar="N", help="dry run: the first N samples, to OUTPUT-dry"
+    )
+    run.add_argument(
+        "--retry-failed", action="store_true", help="make the samples again that failed before"
+    )
+    run.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="make the samples again whose prompts changed since",
+    )
+
+    submit = _command(commands, "submit", _submit, "run a job on a Ray cluster, through Ray Jobs")
+    _job_arguments(submit)
+    submit.add_argument(
+        "--address", metavar="URL", help="of the cluster's dashboard; default: RAY_ADDRESS"
+    )
+    submit.add_argument(
+        "--follow", action="store_true", help="show the log; exit with the job's code"
+    )
+
+    plan = _command(commands, "plan", _plan, "check a job without loading a model")
+    _job_arguments(plan)
+    plan.add_argument("--gpus", type=_positive, metavar="N", help="estimate for N GPUs")
+    plan.add_argument("--device", metavar="NAME", help="estimate for this card: h100, rtx4090, ...")
+    plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    status = _command(commands, "status", _status, "progress of an output, from itself alone")
+    status.add_argument("output", metavar="OUTPUT")
+    status.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    verify = _command(commands, "verify", _verify, "re-read every committed image")
+    verify.add_argument("output", metavar="OUTPUT")
+    verify.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    generate = _command(commands, "generate", _generate, "make one picture, without a job")
+    generate.add_argument("--model", required=True, type=Path, metavar="DIR")
+    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument("--negative-prompt", default=None, metavar="TEXT")
+    generate.add_argument("--seed", type=_not_negative, default=42, metavar="N")
+    generate.add_argument("--width", type=_positive, default=1024, metavar="PIXELS")
+    generate.add_argument("--height", type=_positive, default=1024, metavar="PIXELS")
+    generate.add_argument("--steps", type=_positive, default=8, metavar="N")
+    generate.add_argument("--guidance", type=float, default=0.0, metavar="SCALE")
+    generate.add_argument(
+        "--dtype",
+        choices=["auto", "bfloat16", "float16", "float32"],
+        default="auto",
+        help="auto: bfloat16 on a GPU, float32 on a CPU",
+    )
+    generate.add_argument("--attention", default=None, metavar="BACKEND")
+    generate.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+
+    doctor = _command(commands, "doctor", _doctor, "what this machine can run")
+    doctor.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to check as well")
+    doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return root
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    function: Command,
+    summary: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
+    command.set_defaults(run_command=function)
+    return command
+
+
+def _job_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "job", metavar="JOB", help="a job file, or a Ray cluster file with metadata.job"
+    )
+    command.add_argument("--start", type=_not_negative, metavar="I", help="first prompt index")
+    command.add_argument("--count", type=_positive, metavar="N", help="number of prompts")
+    command.add_argument("--workers", metavar="N", help="number of workers, or auto")
+    command.add_argument("--output", metavar="URI", help="where the images go")
+    command.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="laid over the job file; repeatable, later wins",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one key, the value read as YAML; repeatable",
+    )
+
+
+def _flags(args: argparse.Namespace) -> dict[str, object]:
+    """Named flags as keys of the job file."""
+    keys = {
+        "prompts.start": args.start,
+        "prompts.count": args.count,
+        "run.workers": int(args.workers) if (args.workers or "").isdigit() else args.workers,
+        "output.uri": args.output,
+    }
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed: a whole number, 1 or more")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: allowed: a whole number, 0 or more")
+    return value
+
+
+# Each command imports what it needs when it runs: `zimage status` must not wait for torch.
+
+
+def _run(args: argparse.Namespace) -> int:
+    from jobs.job_file import load_job
+    from jobs.runner import RunOptions, run_job
+
+    config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
+    options = RunOptions(args.local, args.limit, args.retry_failed, args.accept_changes)
+    return run_job(config, options)
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from jobs.submission import submit
+
+    return submit(
+        args.job,
+        address=args.address,
+        follow=args.follow,
+        overlays=args.config,
+        sets=args.set,
+        flags=_flags(args),
+    )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from jobs.job_file import load_job
+    from jobs.plan_report import plan_report
+
+    config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
+    return plan_report(config, gpus=args.gpus, device=args.device, as_json=args.json)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from jobs.status import status
+
+    return status(args.output, as_json=args.json)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from jobs.verify import verify
+
+    return verify(args.output, as_json=args.json)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from jobs.generate import generate_file
+
+    return generate_file(args)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    import json
+
+    from jobs.doctor import doctor, format_doctor
+
+    report = doctor(args.model)
+    print(json.dumps(report, indent=2) if args.json else format_doctor(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

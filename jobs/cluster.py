@@ -1,0 +1,72 @@
+"""Connecting to Ray: the cluster at hand, or a small one of our own on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import ray
+
+from jobs.errors import ClusterError
+
+_OBJECT_STORE = 128 * 1024 * 1024  # bytes; rows are all that passes through it
+
+
+@contextlib.contextmanager
+def connected(num_cpus: int | None = None) -> Iterator[str]:
+    """Connect to the cluster of RAY_ADDRESS (set inside a Ray job), or start one on loopback.
+
+    A cluster that was started here listens on 127.0.0.1 only, has no dashboard, keeps its files
+    in a temporary folder and is gone afterwards. A connection that exists already is used as it
+    is and left open.
+
+    Args:
+        num_cpus: CPUs of a cluster that is started here; None for the machine's.
+
+    Yields:
+        Words that say which cluster it is.
+
+    Raises:
+        ClusterError: the address does not answer, or no cluster can be started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if ray.is_initialized():
+        yield "the Ray cluster of this process"
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise ClusterError(
+                f"RAY_ADDRESS: {address!r}: no Ray cluster answers: {error}"
+            ) from error
+        try:
+            yield f"the Ray cluster at {address}"
+        finally:
+            ray.shutdown()
+        return
+    # Without it a local Ray writes a token into the user's home.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    folder = tempfile.mkdtemp(prefix="zimage-", dir="/tmp")  # short: socket paths have a limit
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+        )
+        yield "a Ray cluster of its own on loopback"
+    except (ConnectionError, TimeoutError) as error:
+        raise ClusterError(f"no local Ray cluster could be started: {error}") from error
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

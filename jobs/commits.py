@@ -1,0 +1,243 @@
+"""Commits: Parquet parts under `manifest/` whose names alone tell what is done.
+
+A part holds rows of one shard and is written whole, once, by the driver. Its name is
+
+    00000012-r000-b0000-0003of0004-n00064-f00000-p00000-e000001.parquet
+    shard    rev  batches of total rows    failed  before epoch
+
+`r` is the revision: 0 for rows made for the first time, later ones for rows made again. `f`
+counts failed rows and `p` how many of the part's rows were failed before it. A listing thus
+says which shards are complete, which partly, and how many rows failed, without reading a byte.
+
+Epochs never repeat and a driver commits a range of batches once, so that no name is written
+twice. A driver that was wrongly taken for dead can at worst add a part of its own epoch; for
+each index the row of the highest (revision, epoch) is current, whoever comes last.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import manifest
+from jobs.errors import StorageError
+from jobs.manifest import ManifestRow
+from jobs.plan import JobPlan, Shard
+from jobs.storage import Storage
+
+FOLDER = "manifest"
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PartName:
+    """The facts that a part's file name carries."""
+
+    shard: int
+    revision: int
+    first_batch: int
+    last_batch: int
+    num_batches: int
+    rows: int
+    failed: int
+    failed_before: int
+    epoch: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.shard:08d}-r{self.revision:03d}"
+            f"-b{self.first_batch:04d}-{self.last_batch:04d}of{self.num_batches:04d}"
+            f"-n{self.rows:05d}-f{self.failed:05d}-p{self.failed_before:05d}"
+            f"-e{self.epoch:06d}.parquet"
+        )
+
+    @classmethod
+    def parse(cls, name: str) -> PartName:
+        """Read a name back. Raises ValueError for any other name."""
+        stem, dot, kind = name.partition(".")
+        pieces = stem.split("-")
+        if not dot or kind != "parquet" or len(pieces) != 8:
+            raise ValueError(f"{name!r} is not the name of a manifest part")
+        shard, rev, first, last, rows, failed, before, epoch = pieces
+        last, _, total = last.partition("of")
+        part = cls(
+            int(shard),
+            int(rev.removeprefix("r")),
+            int(first.removeprefix("b")),
+            int(last),
+            int(total),
+            int(rows.removeprefix("n")),
+            int(failed.removeprefix("f")),
+            int(before.removeprefix("p")),
+            int(epoch.removeprefix("e")),
+        )
+        if str(part) != name:
+            raise ValueError(f"{name!r} is not the name of a manifest part")
+        return part
+
+
+@dataclass(slots=True)
+class ShardState:
+    """What the listing says of one shard."""
+
+    rows: int = 0
+    failed: int = 0
+    revision: int = 0  # highest seen
+    ambiguous: bool = False  # parts of two epochs overlap: only their rows tell
+
+
+class Listing:
+    """All commits of an output, by name.
+
+    Raises:
+        StorageError: the folder holds a Parquet file that is no part of ours.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.parts: dict[int, list[PartName]] = {}
+        for name in storage.names(FOLDER):
+            if not name.endswith(".parquet"):
+                continue
+            try:
+                part = PartName.parse(name)
+            except ValueError as error:
+                raise StorageError(f"{storage.uri}/{FOLDER}: {error}") from error
+            self.parts.setdefault(part.shard, []).append(part)
+        self.states = {shard: self._state(parts) for shard, parts in self.parts.items()}
+
+    def state(self, shard_id: int) -> ShardState:
+        """The state of one shard; an empty one if nothing of it is committed."""
+        return self.states.get(shard_id) or ShardState()
+
+    @property
+    def num_rows(self) -> int:
+        """Indices that have a current row."""
+        return sum(s.rows for s in self.states.values())
+
+    @property
+    def num_failed(self) -> int:
+        """Indices whose current row is a failed one."""
+        return sum(s.failed for s in self.states.values())
+
+    def current(self, shard_id: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The current rows of a shard in index order. Raises StorageError for a damaged part."""
+        parts = sorted(self.parts.get(shard_id, ()), key=lambda p: (p.revision, p.epoch))
+        return _current(self.storage, parts, columns)
+
+    def current_tables(
+        self, shard_ids: Iterable[int], columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """`current` for many shards, in the order given, read in parallel and lazily."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            window: deque[tuple[int, Future[pa.Table]]] = deque()
+            for shard_id in shard_ids:
+                if shard_id not in self.parts:
+                    continue
+                window.append((shard_id, pool.submit(self.current, shard_id, columns)))
+                if len(window) >= 4 * _READERS:
+                    done, future = window.popleft()
+                    yield done, future.result()
+            for done, future in window:
+                yield done, future.result()
+
+    def schemas(self) -> Iterator[pa.Schema]:
+        """The schema of every part, read in parallel."""
+        parts = [part for shard in sorted(self.parts) for part in self.parts[shard]]
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(lambda part: read_part(self.storage, part).schema, parts)
+
+    def _state(self, parts: list[PartName]) -> ShardState:
+        state = ShardState(revision=max(p.revision for p in parts))
+        if len(parts) == 1:
+            state.rows, state.failed = parts[0].rows, parts[0].failed
+            return state
+        state.ambiguous = _overlap(parts)
+        if state.ambiguous:
+            table = _current(self.storage, sorted(parts, key=lambda p: (p.revision, p.epoch)), None)
+            state.rows = table.num_rows
+            state.failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+            return state
+        for part in parts:
+            if part.revision == 0:
+                state.rows += part.rows
+            state.failed += part.failed - part.failed_before
+        return state
+
+
+def _overlap(parts: list[PartName]) -> bool:
+    """Whether two parts of different epochs may hold rows of one index and revision."""
+    by_revision: dict[int, list[PartName]] = {}
+    for part in parts:
+        by_revision.setdefault(part.revision, []).append(part)
+    for revision, same in by_revision.items():
+        if len({p.epoch for p in same}) == 1:
+            continue
+        if revision > 0:
+            return True
+        same.sort(key=lambda p: p.first_batch)
+        if len({p.num_batches for p in same}) > 1:
+            return True
+        if any(a.last_batch >= b.first_batch for a, b in zip(same, same[1:], strict=False)):
+            return True
+    return False
+
+
+def _current(
+    storage: Storage, parts: Sequence[PartName], columns: Sequence[str] | None
+) -> pa.Table:
+    if columns is not None:
+        columns = list(dict.fromkeys(["index", *columns]))
+    tables = [read_part(storage, part, columns) for part in parts]
+    if not tables:
+        return manifest.SCHEMA.empty_table()
+    if columns is None:
+        schema = manifest.unify(t.schema for t in tables)
+        tables = [manifest.cast(t, schema) for t in tables]
+    table = pa.concat_tables(tables)
+    last = {index: row for row, index in enumerate(table["index"].to_pylist())}
+    return table.take(pa.array([last[index] for index in sorted(last)], type=pa.int64()))
+
+
+def read_part(storage: Storage, part: PartName, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one part. Raises StorageError if it is gone or damaged."""
+    path = f"{FOLDER}/{part}"
+    content = storage.get(path)
+    if content is None:
+        raise StorageError(f"{storage.uri}/{path}: the part was listed, but is gone")
+    try:
+        return manifest.from_parquet(content, columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(f"{storage.uri}/{path}: damaged manifest part: {error}") from error
+
+
+def write_part(storage: Storage, part: PartName, rows: Sequence[ManifestRow]) -> None:
+    """Commit `rows` under their name, create-if-absent. Raises StorageError if the name exists."""
+    content = manifest.to_parquet(manifest.to_table(rows))
+    if not storage.create(f"{FOLDER}/{part}", content):
+        raise StorageError(f"{storage.uri}/{FOLDER}/{part}: the commit exists already")
+
+
+def missing_indices(listing: Listing, shard: Shard) -> set[int] | None:
+    """Indices of `shard` without a row; None where that is all of them."""
+    state = listing.state(shard.id)
+    if state.rows == 0:
+        return None
+    if state.rows >= len(shard):
+        return set()
+    done = set(listing.current(shard.id, ["index"])["index"].to_pylist())
+    return set(range(shard.start, shard.stop)) - done
+
+
+def failed_indices(listing: Listing, plan: JobPlan) -> Iterator[tuple[Shard, set[int]]]:
+    """The failed current rows, shard by shard; only shards that have some are read."""
+    for shard_id in sorted(listing.states):
+        if listing.states[shard_id].failed:
+            table = listing.current(shard_id, ["index", "status"])
+            mask = pc.equal(table["status"], "failed")
+            yield plan.shard(shard_id), set(table.filter(mask)["index"].to_pylist())

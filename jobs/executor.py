@@ -1,0 +1,220 @@
+"""What passes between the driver and its workers, and the protocol of an executor.
+
+The driver hands out `Lease`s and reads `Event`s. An executor knows how to start workers and
+carry messages; it decides nothing about shards, retries or commits. Everything here pickles and
+is small: pixels never leave the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+from jobs.errors import ErrorType
+from jobs.manifest import BatchMode
+from jobs.plan import Sample, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker needs in order to start. `config` is a JobConfig as JSON."""
+
+    config: str
+    output_uri: str
+    epoch: int
+    nonce: str  # of the epoch's claim: a worker that does not see it does not see the output
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Where a worker runs, known before it has loaded a model."""
+
+    node: str
+    device: str  # "cpu", or the name of the accelerator
+    device_type: str  # "cpu", "cuda" or "mps"
+    memory: int  # bytes of the device
+    versions: dict[str, str] = field(default_factory=dict)
+    visible_devices: str | None = None
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every `auto` of a job, resolved once by the driver and recorded in job.json."""
+
+    device_type: str
+    dtype: str
+    attention: str
+    compile: bool
+    offload: str
+    batch_size: int
+    threads_per_worker: int
+    model: str
+    model_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A shard, or a part of one, given to a worker for one attempt.
+
+    Args:
+        indices: samples of the shard whose rows are wanted; None for all. Batches are planned
+            over the whole shard in either case, so that the same samples are made together.
+        isolate: make each of `indices` alone and plan nothing else, for finding the sample that
+            kills its worker.
+        kills: how many workers died or hung with these samples so far.
+    """
+
+    shard: Shard
+    attempt: str
+    indices: tuple[int, ...] | None = None
+    isolate: bool = False
+    kills: int = 0
+
+    @property
+    def wanted(self) -> Sequence[int]:
+        """The sample indices whose rows are wanted."""
+        if self.indices is None:
+            return range(self.shard.start, self.shard.stop)
+        return self.indices
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one sample: the part of a row that the worker knows."""
+
+    index: int
+    batch: tuple[int, ...]
+    batch_mode: BatchMode
+    created_at: datetime
+    file_name: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    pixels_sha256: str | None = None
+    seconds: float | None = None
+    error_type: ErrorType | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A worker has planned a lease: its samples, and its batches in the order of work."""
+
+    samples: tuple[Sample, ...]
+    batches: tuple[tuple[int, ...], ...]
+    num_batches: int  # of the whole shard
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A batch has ended; one result for each wanted sample of it."""
+
+    batch_number: int
+    results: tuple[Result, ...]
+
+
+Message = Planned | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker has loaded its model."""
+
+    worker: str
+    info: WorkerInfo
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A worker's message about one of its leases."""
+
+    worker: str
+    info: WorkerInfo
+    lease: Lease
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnded:
+    """A worker is done with a lease: all of it, or what was under way when it drained."""
+
+    worker: str
+    lease: Lease
+    drained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker died or hung. `running` was under way, `queued` had not begun."""
+
+    worker: str
+    info: WorkerInfo | None
+    running: Lease | None
+    queued: tuple[Lease, ...]
+    error_type: Literal["worker_died", "worker_stalled"]
+    reason: str
+    loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A worker could not load its model; the message is for the user."""
+
+    worker: str
+    info: WorkerInfo | None
+    message: str
+
+
+Event = WorkerReady | Progress | LeaseEnded | WorkerLost | LoadFailed
+
+
+class Executor(Protocol):
+    """Workers under one roof: in this process, or as actors on a Ray cluster."""
+
+    def start(self) -> WorkerInfo:
+        """Start all workers at once; where the first of them runs.
+
+        Raises:
+            ClusterError: no worker can be started.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Content hash of the weights as a worker sees them. Raises ModelError, InputError."""
+        ...
+
+    def load(self, settings: Settings) -> None:
+        """Tell every worker, also those that come later, to load the model. Does not wait."""
+        ...
+
+    def free(self) -> int:
+        """How many more leases the workers that are ready can take now."""
+        ...
+
+    def idle(self) -> int:
+        """How many workers that are ready have no lease."""
+        ...
+
+    def submit(self, lease: Lease) -> str:
+        """Give a lease to the least busy worker that is ready; returns its name."""
+        ...
+
+    def poll(self, timeout: float) -> list[Event]:
+        """What happened, waiting at most `timeout` seconds for the first event."""
+        ...
+
+    def drain(self) -> None:
+        """Ask the workers to end after the batch under way and to begin no queued lease."""
+        ...
+
+    def stop(self) -> None:
+        """End all workers now."""
+        ...
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are ready or on their way."""
+        ...

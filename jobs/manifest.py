@@ -1,0 +1,185 @@
+"""The manifest: one typed row for each sample, in Parquet.
+
+`ManifestRow` is a row before its profile columns; `to_table` gives a table its schema. How rows
+become commits is the subject of `commits`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import date, datetime
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import ErrorType
+
+SCHEMA_VERSION = 1
+_UTC = pa.timestamp("us", tz="UTC")
+
+_STR, _I64, _I32, _F64 = pa.string(), pa.int64(), pa.int32(), pa.float64()
+
+# (name, type, nullable), in the order of the file
+_COLUMNS: list[tuple[str, pa.DataType, bool]] = [
+    ("file_name", _STR, True),
+    ("index", _I64, False),
+    ("prompt_index", _I64, False),
+    ("status", _STR, False),
+    ("prompt", _STR, False),
+    ("negative_prompt", _STR, True),
+    ("seed", _I64, False),
+    ("width", _I32, False),
+    ("height", _I32, False),
+    ("num_inference_steps", _I32, False),
+    ("guidance_scale", _F64, False),
+    ("model", _STR, False),
+    ("model_fingerprint", _STR, False),
+    ("loras", _STR, True),
+    ("dtype", _STR, False),
+    ("attention", _STR, False),
+    ("format", _STR, False),
+    ("bytes", _I64, True),
+    ("sha256", _STR, True),
+    ("pixels_sha256", _STR, True),
+    ("shard", _I64, False),
+    ("revision", _I32, False),
+    ("attempt", _STR, False),
+    ("batch", pa.list_(_I64), False),
+    ("batch_mode", _STR, False),
+    ("worker", _STR, False),
+    ("node", _STR, False),
+    ("device", _STR, False),
+    ("seconds", _F64, True),
+    ("error_type", _STR, True),
+    ("error_message", _STR, True),
+    ("created_at", _UTC, False),
+]
+SCHEMA = pa.schema(
+    [pa.field(name, kind, nullable=nullable) for name, kind, nullable in _COLUMNS],
+    metadata={"zimage_schema_version": str(SCHEMA_VERSION)},
+)
+COLUMN_NAMES = tuple(SCHEMA.names)
+PROFILE_PREFIX = "profile_"
+
+BatchMode = Literal["planned", "halved", "single"]
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """What became of one sample. Field for field the manifest's columns, plus its metadata."""
+
+    file_name: str | None
+    index: int
+    prompt_index: int
+    status: Literal["ok", "failed"]
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    model: str
+    model_fingerprint: str
+    loras: str | None
+    dtype: str
+    attention: str
+    format: str
+    bytes: int | None
+    sha256: str | None
+    pixels_sha256: str | None
+    shard: int
+    revision: int
+    attempt: str
+    batch: tuple[int, ...]
+    batch_mode: BatchMode
+    worker: str
+    node: str
+    device: str
+    seconds: float | None
+    error_type: ErrorType | None
+    error_message: str | None
+    created_at: datetime
+    metadata: Mapping[str, object]
+
+
+assert tuple(f.name for f in fields(ManifestRow))[:-1] == COLUMN_NAMES
+
+
+def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
+    """Rows as a table: the fixed columns, then `profile_<column>` in order of first appearance."""
+    columns = [
+        pa.array([_plain(getattr(row, name)) for row in rows], type=SCHEMA.field(name).type)
+        for name in COLUMN_NAMES
+    ]
+    names = dict.fromkeys(name for row in rows for name in row.metadata)
+    schema = SCHEMA
+    for name in names:
+        array = _profile_array([row.metadata.get(name) for row in rows])
+        columns.append(array)
+        schema = schema.append(pa.field(PROFILE_PREFIX + name, array.type, nullable=True))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """One schema for several parts: profile columns get the narrowest type that holds them all."""
+    profile: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        for field in schema:
+            if field.name.startswith(PROFILE_PREFIX):
+                profile[field.name] = _common(profile.get(field.name, pa.null()), field.type)
+    result = SCHEMA
+    for name, kind in profile.items():
+        # an all-null column still needs a type that every reader knows
+        result = result.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
+    return result
+
+
+def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with exactly the columns and types of `schema`; absent profile columns are null."""
+    arrays = [
+        table[field.name].cast(field.type)
+        if field.name in table.schema.names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A whole Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file's bytes. Raises pa.ArrowInvalid for a damaged file."""
+    return pq.read_table(io.BytesIO(content), columns=list(columns) if columns else None)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _profile_array(values: list[object]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {bool} or kinds <= {int} or kinds <= {float} or kinds <= {str}:
+        return pa.array(values)
+    if kinds <= {int, float}:
+        return pa.array([None if v is None else float(v) for v in values])  # type: ignore[arg-type]
+    if kinds <= {date} or kinds <= {datetime}:
+        return pa.array(values)
+    return pa.array([None if v is None else str(v) for v in values])
+
+
+def _common(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    if a == b or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    numbers = {pa.int64(), pa.float64()}
+    return pa.float64() if {a, b} <= numbers else pa.string()

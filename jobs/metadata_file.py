@@ -1,0 +1,42 @@
+"""`metadata.parquet`: the current rows of an output in one file, for `datasets` and pandas."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import manifest
+from jobs.commits import Listing
+from jobs.storage import Storage
+
+PATH = "metadata.parquet"
+_ROW_GROUP = 50_000
+
+
+def write_metadata(storage: Storage, listing: Listing) -> int:
+    """Write the current rows in index order; returns how many. Raises StorageError.
+
+    Rows stream through a temporary file, so that memory does not grow with the job.
+    """
+    order = sorted(listing.parts)
+    if not order:
+        return 0
+    schema = manifest.unify(listing.schemas())
+    rows = 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PATH
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            group: list[pa.Table] = []
+            for _, table in listing.current_tables(order):
+                group.append(manifest.cast(table, schema))
+                rows += table.num_rows
+                if sum(t.num_rows for t in group) >= _ROW_GROUP:
+                    writer.write_table(pa.concat_tables(group))
+                    group = []
+            if group:
+                writer.write_table(pa.concat_tables(group))
+        storage.put(PATH, path)
+    return rows

@@ -1,0 +1,286 @@
+"""The plan: which samples there are, how they form shards and batches.
+
+All of it is a pure function of the job. No worker, arrival order or clock has a part in it, so
+that the same job gives the same bytes on one worker or on many, now or in a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jobs.config import JobConfig, SamplingConfig
+from jobs.errors import InputError
+from prompt_generators import Prompt, PromptGenerator, make_generator
+
+MAX_SEED = 2**63  # seeds are int64 in the manifest and wrap here
+SIZE_MULTIPLE = 16
+CAPTION_MULTIPLE = 32
+
+
+class PromptError(ValueError):
+    """A generator's answer for one index that cannot be made into a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A contiguous range of sample indices [start, stop): unit of lease, retry and commit."""
+
+    id: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Samples [start, stop) that were planned at one time, cut into shards of `shard_size`.
+
+    A job whose count grows gets a further extent; its shards never reach back into this one.
+    """
+
+    start: int
+    stop: int
+    first_shard: int
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards, the last of which may be short."""
+        return -(-(self.stop - self.start) // self.shard_size)
+
+    def shard(self, shard_id: int) -> Shard:
+        """The shard `shard_id`, counted over all extents."""
+        start = self.start + (shard_id - self.first_shard) * self.shard_size
+        return Shard(shard_id, start, min(start + self.shard_size, self.stop))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image to make."""
+
+    index: int
+    prompt_index: int
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int
+    height: int
+    loras: tuple[str, ...] = ()
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """The extents of a job, oldest first."""
+
+    extents: tuple[Extent, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Number of planned samples over all extents."""
+        return sum(e.stop - e.start for e in self.extents)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards over all extents."""
+        return sum(e.num_shards for e in self.extents)
+
+    @property
+    def start(self) -> int:
+        """First planned sample index."""
+        return self.extents[0].start
+
+    @property
+    def stop(self) -> int:
+        """One past the last planned sample index."""
+        return self.extents[-1].stop
+
+    def shards(self) -> Iterator[Shard]:
+        """All shards in order; nothing is held in memory."""
+        for extent in self.extents:
+            for shard_id in range(extent.first_shard, extent.first_shard + extent.num_shards):
+                yield extent.shard(shard_id)
+
+    def shard(self, shard_id: int) -> Shard:
+        """The shard of that number. Raises KeyError if there is none."""
+        for extent in self.extents:
+            if extent.first_shard <= shard_id < extent.first_shard + extent.num_shards:
+                return extent.shard(shard_id)
+        raise KeyError(shard_id)
+
+    def shard_of(self, index: int) -> Shard:
+        """The shard that holds sample `index`. Raises KeyError if none does."""
+        for extent in self.extents:
+            if extent.start <= index < extent.stop:
+                return extent.shard(
+                    extent.first_shard + (index - extent.start) // extent.shard_size
+                )
+        raise KeyError(index)
+
+    def extended_to(self, stop: int, shard_size: int) -> JobPlan:
+        """This plan with a further extent up to `stop`, if that is beyond the last one."""
+        if stop <= self.stop:
+            return self
+        return JobPlan((*self.extents, Extent(self.stop, stop, self.num_shards, shard_size)))
+
+
+def new_plan(start: int, stop: int, shard_size: int) -> JobPlan:
+    """A plan of one extent over the sample indices [start, stop)."""
+    return JobPlan((Extent(start, stop, 0, shard_size),))
+
+
+def job_generator(config: JobConfig) -> PromptGenerator:
+    """The job's prompt generator. Raises InputError with the table's or the options' fault."""
+    prompts = config.prompts
+    try:
+        return make_generator(
+            prompts.generator,
+            profiles=prompts.profiles,
+            sheet=prompts.sheet,
+            options=dict(prompts.options),
+        )
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+def num_prompts(config: JobConfig, generator: PromptGenerator) -> int:
+    """How many prompts the job asks for.
+
+    Raises:
+        InputError: more than the generator has, or no count where it is endless.
+    """
+    prompts = config.prompts
+    length = generator_length(generator)
+    if length is None:
+        if prompts.count is None:
+            raise InputError(
+                f"prompts.count: null: generator {prompts.generator!r} is endless; allowed: a "
+                "whole number, 1 or more"
+            )
+        return prompts.count
+    available = length - prompts.start
+    if available < 1:
+        raise InputError(
+            f"prompts.start: {prompts.start}: generator {prompts.generator!r} has {length} "
+            f"prompts; allowed: 0 to {max(length - 1, 0)}"
+        )
+    if prompts.count is None:
+        return available
+    if prompts.count > available:
+        raise InputError(
+            f"prompts.count: {prompts.count}: generator {prompts.generator!r} has {length} "
+            f"prompts, {available} of them from prompts.start {prompts.start} on; allowed: "
+            f"1 to {available}, or null for all"
+        )
+    return prompts.count
+
+
+def generator_length(generator: PromptGenerator) -> int | None:
+    """The generator's `len`, or None for an endless one."""
+    try:
+        return len(generator)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def make_sample(
+    generator: PromptGenerator, index: int, sampling: SamplingConfig, loras: Mapping[str, object]
+) -> Sample:
+    """Sample `index` from the prompt `index // images_per_prompt`.
+
+    Raises:
+        PromptError: the generator raised, gave something that is no prompt, a size that is not
+            divisible by 16, or a LoRA that the job does not declare.
+    """
+    prompt_index, k = divmod(index, sampling.images_per_prompt)
+    try:
+        answer = generator.generate_prompt(prompt_index)
+    except Exception as error:
+        raise PromptError(
+            f"generate_prompt({prompt_index}) raised {type(error).__name__}: {error}"
+        ) from error
+    prompt = Prompt(text=answer) if isinstance(answer, str) else answer
+    if not isinstance(prompt, Prompt):
+        raise PromptError(
+            f"generate_prompt({prompt_index}) returned {type(answer).__name__}; "
+            "allowed: str or Prompt"
+        )
+    if prompt.images:
+        raise PromptError(
+            f"generate_prompt({prompt_index}): images are given, but this model makes images "
+            "from text alone"
+        )
+    for name in prompt.loras:
+        if name not in loras:
+            raise PromptError(
+                f"generate_prompt({prompt_index}): LoRA {name!r} is not declared in model.loras; "
+                f"allowed: {', '.join(loras) or 'none'}"
+            )
+    width = prompt.width if prompt.width is not None else sampling.width
+    height = prompt.height if prompt.height is not None else sampling.height
+    for side, value in (("width", width), ("height", height)):
+        if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
+            down = max(SIZE_MULTIPLE, value // SIZE_MULTIPLE * SIZE_MULTIPLE)
+            raise PromptError(
+                f"generate_prompt({prompt_index}): {side} {value} is not divisible by "
+                f"{SIZE_MULTIPLE}; nearest: {down} and {down + SIZE_MULTIPLE}"
+            )
+    seed = sampling.seed + index if prompt.seed is None else prompt.seed + k
+    negative = prompt.negative_text
+    return Sample(
+        index=index,
+        prompt_index=prompt_index,
+        prompt=prompt.text,
+        negative_prompt=sampling.negative_prompt if negative is None else negative,
+        seed=seed % MAX_SEED,
+        width=width,
+        height=height,
+        loras=tuple(prompt.loras),
+        metadata=dict(prompt.metadata),
+    )
+
+
+def plan_batches(
+    samples: Sequence[Sample], caption_lengths: Sequence[int], batch_size: int
+) -> list[list[Sample]]:
+    """The batches of a shard: samples of one (size, caption bucket, loras), in index order.
+
+    A caption's bucket is its own length rounded up to a multiple of 32, the length that the
+    transformer sees; a batch of one bucket needs no attention mask.
+
+    Args:
+        samples: in index order.
+        caption_lengths: tokens of each sample's prompt, template included.
+        batch_size: at most so many samples together.
+
+    Returns:
+        Batches ordered by their first index; every sample is in exactly one.
+    """
+    groups: dict[tuple[object, ...], list[Sample]] = {}
+    for sample, length in zip(samples, caption_lengths, strict=True):
+        bucket = -(-length // CAPTION_MULTIPLE)
+        key = (sample.width, sample.height, bucket, sample.loras)
+        groups.setdefault(key, []).append(sample)
+    batches = [
+        group[i : i + batch_size]
+        for group in groups.values()
+        for i in range(0, len(group), batch_size)
+    ]
+    return sorted(batches, key=lambda batch: batch[0].index)
+
+
+def lost_sample(config: JobConfig, index: int) -> Sample:
+    """Stands in a row for a sample whose prompt could not be made."""
+    sampling = config.sampling
+    return Sample(
+        index=index,
+        prompt_index=index // sampling.images_per_prompt,
+        prompt="",
+        negative_prompt=sampling.negative_prompt,
+        seed=(sampling.seed + index) % MAX_SEED,
+        width=sampling.width,
+        height=sampling.height,
+    )

@@ -1,0 +1,374 @@
+"""`RayExecutor`: one long-lived actor for each GPU, each with its own loaded pipeline.
+
+Actors never restart by themselves (`max_restarts=0`): what a lost worker means is the driver's
+decision. Rows come back through a streaming generator, a batch at a time; heartbeats run in a
+concurrency group of their own, because Ray notices neither a hung worker nor, for a minute, a
+frozen node. Any RayError that is not the worker's own exception costs the worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from jobs.errors import ClusterError, InputError, JobError
+from jobs.executor import (
+    Event,
+    Lease,
+    LeaseEnded,
+    LoadFailed,
+    Message,
+    Progress,
+    Settings,
+    WorkerInfo,
+    WorkerLost,
+    WorkerReady,
+    WorkerSpec,
+)
+
+_IN_FLIGHT = 2  # leases for each worker: the one under way and the next
+_BEAT = 2.0  # seconds between two questions to a worker whether it moves
+_JOIN = 5.0  # seconds between two looks for GPUs that joined the cluster
+_END = "end"
+
+
+class WorkerActor:
+    """What runs in an actor's process: a GenerationWorker behind Ray's calls."""
+
+    def __init__(self, spec: WorkerSpec, name: str) -> None:
+        from jobs.worker import GenerationWorker
+
+        self.worker = GenerationWorker(spec, name)
+
+    def describe(self) -> WorkerInfo:
+        """See `GenerationWorker.describe`."""
+        return self.worker.describe()
+
+    def fingerprint(self) -> str:
+        """See `GenerationWorker.fingerprint`."""
+        return self.worker.fingerprint()
+
+    def load(self, settings: Settings) -> float:
+        """Load the model; seconds it took."""
+        started = time.perf_counter()
+        self.worker.load(settings)
+        return time.perf_counter() - started
+
+    @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
+    def run(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
+        """The messages of a lease, then whether it was drained."""
+        yield from self.worker.run(lease)
+        yield (_END, self.worker.draining)
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def beat(self) -> int:
+        """How much work was done so far, in steps."""
+        return self.worker.ticks
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def drain(self) -> None:
+        """See `GenerationWorker.drain`."""
+        self.worker.drain()
+
+
+@dataclass(slots=True)
+class _Worker:
+    """The driver's side of one actor."""
+
+    name: str
+    actor: Any
+    describing: Any = None
+    loading: Any = None
+    info: WorkerInfo | None = None
+    ready: bool = False
+    leases: deque[tuple[Lease, Any]] = field(default_factory=deque)
+    beating: Any = None
+    ticks: int = -1
+    moved: float = 0.0  # when it last did something, by our clock
+    asked: float = 0.0
+
+
+class RayExecutor:
+    """Actors on the Ray cluster that this process is connected to.
+
+    Args:
+        spec: the job and its output.
+        workers: how many, or "auto": one for each GPU, without any one for each
+            `threads_per_worker` CPUs.
+        gpus_per_worker: GPUs of an actor where the cluster has GPUs.
+        threads_per_worker: CPUs of an actor where it has none.
+        stall_timeout: seconds without a step of work after which a worker counts as hung.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        workers: int | str,
+        gpus_per_worker: float,
+        threads_per_worker: int,
+        stall_timeout: float,
+    ) -> None:
+        self.spec = spec
+        self.stall_timeout = stall_timeout
+        resources = ray.cluster_resources()
+        self.gpus = float(resources.get("GPU", 0))
+        self.cpus = float(resources.get("CPU", 1))
+        self._elastic = workers == "auto"
+        self._gpus_per_worker = gpus_per_worker
+        self._threads_per_worker = threads_per_worker
+        self._target = int(workers) if workers != "auto" else self._capacity()
+        self._settings: Settings | None = None
+        self._workers: list[_Worker] = []
+        self._events: deque[Event] = deque()
+        self._counter = 0
+        self._looked = time.monotonic()
+        options: dict[str, Any] = {"num_gpus": gpus_per_worker, "num_cpus": 1}
+        if not self.gpus:
+            options = {"num_cpus": threads_per_worker}
+        self._actor_class = ray.remote(max_restarts=0, max_task_retries=0, **options)(WorkerActor)
+
+    @property
+    def num_workers(self) -> int:
+        """See `Executor.num_workers`."""
+        return len(self._workers)
+
+    @property
+    def target(self) -> int:
+        """Workers that are wanted."""
+        return self._target
+
+    @property
+    def shortfall(self) -> str | None:
+        """Words for a cluster that has room for fewer workers than asked, else None."""
+        room = self._capacity()
+        if self._target <= room:
+            return None
+        have = f"{self.gpus:g} GPUs" if self.gpus else f"{self.cpus:g} CPUs"
+        return (
+            f"{self._target} workers asked, the cluster's {have} have room for {room}: "
+            "starting with those, more join as room appears"
+        )
+
+    def start(self) -> WorkerInfo:
+        """See `Executor.start`."""
+        if self._target < 1:
+            raise ClusterError(
+                f"run.gpus_per_worker: {self._gpus_per_worker:g}: the cluster has "
+                f"{self.gpus:g} GPUs, room for no worker"
+            )
+        for _ in range(self._target):
+            self._add()
+        while True:
+            describing = {w.describing: w for w in self._workers}
+            if not describing:
+                raise ClusterError("every worker died before it could start; see the Ray logs")
+            done, _ = ray.wait(list(describing), num_returns=1, timeout=60)
+            if not done:
+                raise ClusterError(
+                    "no worker started within 60 s: the cluster's resources are taken "
+                    f"({ray.available_resources()})"
+                )
+            worker = describing[done[0]]
+            try:
+                worker.info = ray.get(done[0])
+            except RayError as error:
+                self._workers.remove(worker)
+                cause = _cause(error)
+                if isinstance(cause, JobError):
+                    raise cause from error
+                continue
+            assert worker.info is not None
+            worker.describing = None
+            self._first = worker
+            return worker.info
+
+    def fingerprint(self) -> str:
+        """See `Executor.fingerprint`; asks the worker that started first."""
+        try:
+            fingerprint: str = ray.get(self._first.actor.fingerprint.remote())
+        except RayError as error:
+            cause = _cause(error)
+            if isinstance(cause, JobError):
+                raise cause from error
+            raise ClusterError(f"worker {self._first.name} died: {error}") from error
+        return fingerprint
+
+    def load(self, settings: Settings) -> None:
+        """See `Executor.load`."""
+        self._settings = settings
+        for worker in self._workers:
+            worker.loading = worker.actor.load.remote(settings)
+
+    def free(self) -> int:
+        """See `Executor.free`."""
+        return sum(_IN_FLIGHT - len(w.leases) for w in self._workers if w.ready)
+
+    def idle(self) -> int:
+        """See `Executor.idle`."""
+        return sum(w.ready and not w.leases for w in self._workers)
+
+    def submit(self, lease: Lease) -> str:
+        """See `Executor.submit`."""
+        worker = min((w for w in self._workers if w.ready), key=lambda w: len(w.leases))
+        if not worker.leases:
+            worker.moved = time.monotonic()
+        worker.leases.append((lease, worker.actor.run.remote(lease)))
+        return worker.name
+
+    def poll(self, timeout: float) -> list[Event]:
+        """See `Executor.poll`."""
+        self._join()
+        deadline = time.monotonic() + timeout
+        while not self._events:
+            left = deadline - time.monotonic()
+            waiting = self._waiting()
+            if waiting:
+                done, _ = ray.wait(list(waiting), num_returns=1, timeout=max(0.0, min(left, 0.5)))
+                for ref in done:
+                    self._receive(waiting[ref], ref)
+            elif left > 0:
+                time.sleep(min(left, 0.1))
+            self._watch()
+            if left <= 0:
+                break
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def drain(self) -> None:
+        """See `Executor.drain`."""
+        for worker in self._workers:
+            worker.actor.drain.remote()
+
+    def stop(self) -> None:
+        """See `Executor.stop`."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
+
+    def _capacity(self) -> int:
+        if self.gpus:
+            return int(self.gpus / self._gpus_per_worker)
+        return max(1, int(self.cpus // self._threads_per_worker))
+
+    def _add(self) -> None:
+        name = f"w{self._counter}"
+        self._counter += 1
+        actor = self._actor_class.options(  # a name in the dashboard and in `ray list actors`
+            name=f"zimage-{self.spec.nonce}-{name}", concurrency_groups={"control": 1}
+        ).remote(self.spec, name)
+        worker = _Worker(name, actor, describing=actor.describe.remote())
+        if self._settings is not None:
+            worker.loading = actor.load.remote(self._settings)
+        self._workers.append(worker)
+
+    def _join(self) -> None:
+        """Replace lost workers, and follow the cluster's GPUs where the number is `auto`."""
+        if self._settings is None:
+            return
+        if self._elastic and self.gpus and time.monotonic() - self._looked > _JOIN:
+            self._looked = time.monotonic()
+            self.gpus = float(ray.cluster_resources().get("GPU", 0)) or self.gpus
+            self._target = max(self._target, self._capacity())
+        while len(self._workers) < self._target:
+            self._add()
+
+    def _waiting(self) -> dict[Any, _Worker]:
+        refs: dict[Any, _Worker] = {}
+        for worker in self._workers:
+            for ref in (worker.describing, worker.beating):
+                if ref is not None:
+                    refs[ref] = worker
+            if worker.loading is not None:
+                if worker.describing is None:
+                    refs[worker.loading] = worker
+            elif worker.leases:
+                refs[worker.leases[0][1]] = worker
+        return refs
+
+    def _receive(self, worker: _Worker, ref: Any) -> None:
+        try:
+            if ref is worker.describing:
+                worker.info = ray.get(ref)
+                worker.describing = None
+            elif ref is worker.beating:
+                worker.beating = None
+                ticks = ray.get(ref)
+                if ticks != worker.ticks:
+                    worker.ticks, worker.moved = ticks, time.monotonic()
+            elif ref is worker.loading:
+                seconds = ray.get(ref)
+                worker.loading = None
+                worker.ready = True
+                assert worker.info is not None
+                self._events.append(WorkerReady(worker.name, worker.info, seconds))
+            else:
+                self._message(worker, ray.get(next(ref)))
+        except StopIteration:
+            # the stream broke off without its end mark
+            self._lose(worker, "worker_died", "its answer broke off")
+        except RayTaskError as error:
+            cause = _cause(error)
+            if isinstance(cause, JobError) and not worker.ready:
+                self._workers.remove(worker)
+                self._target -= 1
+                ray.kill(worker.actor)
+                if isinstance(cause, InputError):
+                    raise cause from error
+                self._events.append(LoadFailed(worker.name, worker.info, str(cause)))
+            else:
+                self._lose(worker, "worker_died", f"{type(cause).__name__}: {cause}")
+        except RayError as error:
+            self._lose(worker, "worker_died", _first_line(error))
+
+    def _message(self, worker: _Worker, message: Message | tuple[str, bool]) -> None:
+        worker.moved = time.monotonic()
+        assert worker.info is not None
+        if isinstance(message, tuple):
+            lease, _ = worker.leases.popleft()
+            self._events.append(LeaseEnded(worker.name, lease, message[1]))
+        else:
+            lease = worker.leases[0][0]
+            self._events.append(Progress(worker.name, worker.info, lease, message))
+
+    def _watch(self) -> None:
+        """Ask busy workers whether they move, and give up those that do not."""
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if not worker.ready or not worker.leases:
+                continue
+            if worker.beating is None and now - worker.asked > _BEAT:
+                worker.asked = now
+                worker.beating = worker.actor.beat.remote()
+            if now - worker.moved > self.stall_timeout:
+                reason = f"no step of work for {self.stall_timeout:g} s (run.stall_timeout)"
+                self._lose(worker, "worker_stalled", reason)
+
+    def _lose(self, worker: _Worker, kind: Any, reason: str) -> None:
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+        leases = [lease for lease, _ in worker.leases]
+        running = leases[0] if leases else None
+        self._events.append(
+            WorkerLost(
+                worker.name, worker.info, running, tuple(leases[1:]), kind, reason, worker.ready
+            )
+        )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that was raised in the worker."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,0 +1,149 @@
+"""What a run has to do: the plan less what is committed, and the words that explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from jobs.commits import Listing, failed_indices, missing_indices
+from jobs.config import JobConfig
+from jobs.plan import JobPlan, PromptError, Sample, Shard, lost_sample, make_sample
+from jobs.scheduler import Work
+from prompt_generators import PromptGenerator
+
+_COMPARED = ("prompt", "negative_prompt", "seed", "width", "height", "loras")
+
+
+@dataclass
+class Resume:
+    """Everything that decides what is made again.
+
+    Args:
+        retry: failed indices to make again, by shard.
+        changed: indices whose sample is another one now, by shard, each with what changed.
+    """
+
+    plan: JobPlan
+    listing: Listing
+    retry: dict[int, set[int]] = field(default_factory=dict)
+    changed: dict[int, dict[int, list[str]]] = field(default_factory=dict)
+
+    @property
+    def num_changed(self) -> int:
+        """Samples that are another one now."""
+        return sum(map(len, self.changed.values()))
+
+    @property
+    def num_retried(self) -> int:
+        """Failed samples that are made again, changed ones left out."""
+        return sum(
+            len(indices - self.changed.get(shard, {}).keys())
+            for shard, indices in self.retry.items()
+        )
+
+    @property
+    def num_missing(self) -> int:
+        """Samples that have no row yet."""
+        return self.plan.num_samples - self.listing.num_rows
+
+    @property
+    def num_to_make(self) -> int:
+        """Samples that this run makes."""
+        return self.num_missing + self.num_changed + self.num_retried
+
+    def work(self) -> Iterator[Work]:
+        """The run's work, shard by shard, lazily."""
+        for shard in self.plan.shards():
+            state = self.listing.state(shard.id)
+            if state.rows < len(shard):
+                missing = missing_indices(self.listing, shard)
+                yield Work(shard, 0, None if missing is None else frozenset(missing))
+            again = self.retry.get(shard.id, set()) | self.changed.get(shard.id, {}).keys()
+            if again:
+                failed = self.failed_in(shard)
+                yield Work(shard, state.revision + 1, frozenset(again), frozenset(failed & again))
+
+    def failed_in(self, shard: Shard) -> set[int]:
+        """Indices of a shard whose current row is a failed one."""
+        if not self.listing.state(shard.id).failed:
+            return set()
+        table = self.listing.current(shard.id, ["index", "status"]).to_pydict()
+        pairs = zip(table["index"], table["status"], strict=True)
+        return {index for index, status in pairs if status == "failed"}
+
+    def words(self) -> str:
+        """One line: what is kept, made and why."""
+        listing = self.listing
+        if not listing.num_rows:
+            return f"{_images(self.plan.num_samples)} to make in {self.plan.num_shards} shards"
+        redone = self.num_changed + self.num_retried
+        parts = [f"{_images(listing.num_rows - listing.num_failed)} kept"]
+        if self.num_missing:
+            partly = sum(
+                0 < s.rows < len(self.plan.shard(shard)) for shard, s in listing.states.items()
+            )
+            note = f" ({partly} shards are partly done)" if partly else ""
+            parts.append(f"{self.num_missing} to make{note}")
+        if self.num_changed:
+            parts.append(f"{self.num_changed} to make again because their prompts changed")
+        if self.num_retried:
+            parts.append(f"{self.num_retried} failed ones to make again")
+        left = listing.num_failed - self.num_retried
+        if left > 0 and not redone:
+            parts.append(f"{left} failed rows left as they are (--retry-failed makes them again)")
+        if not self.num_to_make:
+            parts.append("nothing to make")
+        return ", ".join(parts)
+
+
+def retry_failed(plan: JobPlan, listing: Listing) -> dict[int, set[int]]:
+    """All failed current rows, by shard."""
+    return {shard.id: indices for shard, indices in failed_indices(listing, plan)}
+
+
+def changed_samples(
+    config: JobConfig, generator: PromptGenerator, plan: JobPlan, listing: Listing
+) -> dict[int, dict[int, list[str]]]:
+    """Committed samples that the job would now make from another prompt, seed or size."""
+    changed: dict[int, dict[int, list[str]]] = {}
+    columns = [*_COMPARED, "error_type"]
+    for shard_id, table in listing.current_tables(sorted(listing.parts), columns):
+        for row in table.to_pylist():
+            differences = _differences(config, generator, row)
+            if differences:
+                changed.setdefault(shard_id, {})[row["index"]] = differences
+    return changed
+
+
+def row_values(sample: Sample) -> dict[str, object]:
+    """The columns of a row by which two samples are told apart."""
+    return {
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt or None,
+        "seed": sample.seed,
+        "width": sample.width,
+        "height": sample.height,
+        "loras": ",".join(sample.loras) or None,
+    }
+
+
+def _differences(
+    config: JobConfig, generator: PromptGenerator, row: Mapping[str, object]
+) -> list[str]:
+    index = row["index"]
+    assert isinstance(index, int)
+    try:
+        sample = make_sample(generator, index, config.sampling, config.model.loras)
+    except PromptError as error:
+        if row["error_type"] == "prompt_error":
+            return []
+        return [f"{error}"]
+    now = row_values(sample)
+    if row["error_type"] in ("worker_died", "worker_stalled") and row["prompt"] == "":
+        # the worker died before it could say what the prompt was
+        now = row_values(lost_sample(config, index))
+    return [f"{key}: {row[key]!r} -> {now[key]!r}" for key in _COMPARED if row[key] != now[key]]
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"

@@ -1,0 +1,417 @@
+"""`GenerationWorker`: owns one pipeline on one device and turns leases into images on storage.
+
+A plain class that knows nothing of Ray. All model work is done on the thread that calls `run`;
+encoding to PNG, hashing and writing go to a small pool, so that they overlap with the next batch.
+What happens to a batch here, in order: encode its prompts, denoise, decode, to uint8, write.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from zimage_core.weights import weights_fingerprint
+
+from jobs.config import JobConfig
+from jobs.errors import ErrorType, InputError, ModelError, StorageError
+from jobs.executor import (
+    Finished,
+    Lease,
+    Message,
+    Planned,
+    Result,
+    Settings,
+    WorkerInfo,
+    WorkerSpec,
+)
+from jobs.manifest import BatchMode
+from jobs.plan import (
+    PromptError,
+    Sample,
+    job_generator,
+    lost_sample,
+    make_sample,
+    plan_batches,
+)
+from jobs.record import versions
+from jobs.storage import Storage
+from jobs.worker_log import WorkerLog
+from jobs.writers import WRITERS, Pixels, pixels_sha256, sha256
+from prompt_generators import PromptGenerator
+from zimage_core import (
+    AttentionBackendError,
+    ZImagePipeline,
+    ensure_model_weights,
+    load_from_local_dir,
+)
+from zimage_core.images import to_uint8
+
+_WRITE_THREADS = 2
+_PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
+
+
+class DeviceError(RuntimeError):
+    """The device is in a state that only a new process mends; the worker must end."""
+
+
+class GenerationWorker:
+    """One pipeline on one device.
+
+    Args:
+        spec: the job and its output.
+        name: of this worker, in rows and logs.
+    """
+
+    def __init__(self, spec: WorkerSpec, name: str) -> None:
+        self.spec = spec
+        self.name = name
+        self.config = JobConfig.model_validate_json(spec.config)
+        self.storage = Storage(spec.output_uri)
+        self.log = WorkerLog(self.storage, f"logs/{spec.epoch:06d}-{name}.log")
+        self.ticks = 0  # goes up with every step of work: what a heartbeat reports
+        self._draining = threading.Event()
+        self._pipeline: ZImagePipeline | None = None
+        self._generator: PromptGenerator | None = None
+        self._settings: Settings | None = None
+        self._pool = ThreadPoolExecutor(_WRITE_THREADS, thread_name_prefix="writer")
+
+    def describe(self) -> WorkerInfo:
+        """Where this worker runs. Loads nothing."""
+        kind = device_type()
+        if kind == "cuda":
+            properties = torch.cuda.get_device_properties(0)
+            device, memory = properties.name, int(properties.total_memory)
+        else:
+            device = kind
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return WorkerInfo(
+            node=socket.gethostname(),
+            device=device,
+            device_type=kind,
+            memory=memory,
+            versions=versions(),
+            visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            pid=os.getpid(),
+        )
+
+    def fingerprint(self) -> str:
+        """Content hash of the weights; fetches them first where the job says from where."""
+        return weights_fingerprint(self._weights())
+
+    def load(self, settings: Settings) -> None:
+        """Load model and generator, and see that the output is the driver's.
+
+        Raises:
+            ModelError: the checkpoint cannot be loaded, or is another than the driver's.
+            InputError: the attention backend cannot run here, or the generator cannot be made.
+            StorageError: this node does not see the driver's output.
+        """
+        started = time.perf_counter()
+        self._settings = settings
+        self._check_output()
+        torch.set_num_threads(settings.threads_per_worker)
+        path = self._weights()
+        found = weights_fingerprint(path)
+        if found != settings.model_fingerprint:
+            raise ModelError(
+                f"{path} on {socket.gethostname()} holds other weights than the job's: "
+                f"{found}, planned {settings.model_fingerprint}"
+            )
+        device = torch.device(settings.device_type)
+        if device.type != device_type():
+            raise ModelError(
+                f"the job was planned for {device.type}, but {socket.gethostname()} offers "
+                f"{device_type()} to worker {self.name}"
+            )
+        try:
+            components = load_from_local_dir(
+                path,
+                device=device,
+                dtype=getattr(torch, settings.dtype),
+                compile=settings.compile,
+                attention=settings.attention,
+            )
+        except AttentionBackendError as error:
+            raise InputError(f"model.attention: {error}") from error
+        except (ValueError, RuntimeError, OSError, ImportError) as error:
+            raise ModelError(f"the model cannot be loaded: {error}") from error
+        self._pipeline = ZImagePipeline(**components)
+        self._generator = job_generator(self.config)
+        self.log.write(
+            f"loaded {path} ({settings.dtype}, attention {settings.attention}) on {device} "
+            f"in {time.perf_counter() - started:.1f} s"
+        )
+
+    def drain(self) -> None:
+        """End every lease after the batch under way."""
+        self._draining.set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining.is_set()
+
+    def run(self, lease: Lease) -> Iterator[Message]:
+        """Make the wanted samples of a lease, batch by batch.
+
+        Yields:
+            `Planned` first, then `Finished` for each batch in order, as soon as its files are
+            written; less of them if drained.
+
+        Raises:
+            DeviceError: the device failed in a way that only a new process mends.
+        """
+        assert self._settings is not None and self._pipeline is not None
+        if self.draining:
+            return
+        torch.set_num_threads(self._settings.threads_per_worker)  # counts for this thread alone
+        self.log.write(
+            f"shard {lease.shard.id} attempt {lease.attempt}: {len(lease.wanted)} samples"
+        )
+        batches, failures, planned = self._plan(lease)
+        yield planned
+        wanted = set(lease.wanted)
+        pending: deque[tuple[int, list[Future[Result] | Result], int]] = deque()
+        for number, batch in enumerate(batches):
+            if not wanted.intersection(s.index for s in batch):
+                continue
+            if self._draining.is_set():
+                break
+            if batch[0].index in failures:
+                results: list[Future[Result] | Result] = [failures[batch[0].index]]
+                size = 0
+            else:
+                results, size = self._make(lease, batch)
+            pending.append((number, results, size))
+            while pending and (
+                all(isinstance(r, Result) or r.done() for r in pending[0][1])
+                or sum(entry[2] for entry in pending) > _PENDING_BYTES
+            ):
+                yield self._finish(pending.popleft(), wanted)
+        while pending:
+            yield self._finish(pending.popleft(), wanted)
+        self.log.flush()
+
+    def close(self) -> None:
+        """Flush the log and end the writer threads."""
+        self._pool.shutdown()
+        self.log.flush()
+
+    def _plan(self, lease: Lease) -> tuple[list[list[Sample]], dict[int, Result], Planned]:
+        """Batches of the lease's shard; a sample whose prompt failed is a batch of its own."""
+        assert self._settings is not None and self._pipeline is not None
+        assert self._generator is not None
+        indices = lease.wanted if lease.isolate else range(lease.shard.start, lease.shard.stop)
+        samples: list[Sample] = []
+        failures: dict[int, Result] = {}
+        lost: list[Sample] = []
+        for index in indices:
+            self.ticks += 1
+            try:
+                samples.append(
+                    make_sample(
+                        self._generator, index, self.config.sampling, self.config.model.loras
+                    )
+                )
+            except PromptError as error:
+                failures[index] = _failed(index, (index,), "planned", "prompt_error", str(error))
+                lost.append(lost_sample(self.config, index))
+        lengths = self._pipeline.caption_lengths(
+            [s.prompt for s in samples], self.config.sampling.max_sequence_length
+        )
+        size = 1 if lease.isolate else self._settings.batch_size
+        batches = plan_batches(samples, lengths, size) + [[s] for s in lost]
+        batches.sort(key=lambda batch: batch[0].index)
+        planned = Planned(
+            samples=tuple(sorted(samples + lost, key=lambda s: s.index)),
+            batches=tuple(tuple(s.index for s in batch) for batch in batches),
+            num_batches=len(batches),
+        )
+        return batches, failures, planned
+
+    def _make(self, lease: Lease, batch: list[Sample]) -> tuple[list[Future[Result] | Result], int]:
+        """Generate a batch, falling back to smaller ones; results, and the bytes that wait."""
+        queue: deque[tuple[list[Sample], BatchMode]] = deque()
+        queue.append((batch, "single" if lease.isolate else "planned"))
+        results: list[Future[Result] | Result] = []
+        size = 0
+        while queue:
+            part, mode = queue.popleft()
+            indices = tuple(s.index for s in part)
+            started = time.perf_counter()
+            try:
+                pixels = self._generate(part)
+            except torch.OutOfMemoryError as error:
+                _empty_cache()
+                if len(part) > 1:
+                    half = len(part) // 2
+                    queue.extendleft([(part[half:], "halved"), (part[:half], "halved")])
+                    continue
+                results.append(_failed(part[0].index, indices, mode, "out_of_memory", str(error)))
+                continue
+            except Exception as error:  # one bad sample is a row, whatever it raised
+                if _is_device_failure(error):
+                    raise DeviceError(str(error)) from error
+                if len(part) > 1:
+                    queue.extendleft([([s], "single") for s in reversed(part)])
+                    continue
+                message = f"{type(error).__name__}: {error}"
+                results.append(_failed(part[0].index, indices, mode, "generation_error", message))
+                continue
+            seconds = (time.perf_counter() - started) / len(part)
+            for sample, image in zip(part, pixels, strict=True):
+                fault = _invalid(image)
+                if image is None or fault is not None:
+                    message = fault or ""
+                    results.append(_failed(sample.index, indices, mode, "invalid_image", message))
+                    continue
+                size += image.nbytes
+                results.append(
+                    self._pool.submit(self._write, lease, sample, image, indices, mode, seconds)
+                )
+        return results, size
+
+    def _generate(self, batch: Sequence[Sample]) -> list[Pixels | None]:
+        """Pixels uint8 (H, W, 3) of each sample; None where they are not finite."""
+        pipeline, sampling = self._pipeline, self.config.sampling
+        assert pipeline is not None
+        first = batch[0]
+        # Encoded together with the batch's own prompts and no others: what shares a padded batch
+        # moves the last bits of a float, and the batch is what the plan fixes.
+        prompts = pipeline.encode(
+            [s.prompt for s in batch], max_sequence_length=sampling.max_sequence_length
+        )
+        negatives = None
+        if sampling.guidance_scale > 0:
+            negatives = pipeline.encode(
+                [s.negative_prompt for s in batch],
+                max_sequence_length=sampling.max_sequence_length,
+            )
+        self.ticks += 1
+        latents = pipeline.denoise(
+            prompts,
+            height=first.height,
+            width=first.width,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            negative_prompt_embeds=negatives,
+            generators=[torch.Generator("cpu").manual_seed(s.seed) for s in batch],
+            cfg_normalization=sampling.cfg_normalization,
+            cfg_truncation=sampling.cfg_truncation,
+            on_step=self._tick,
+        )
+        images = pipeline.decode(latents)
+        self.ticks += 1
+        finite = torch.isfinite(images).flatten(1).all(1).tolist()
+        pixels = to_uint8(torch.nan_to_num(images))
+        return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
+
+    def _write(
+        self,
+        lease: Lease,
+        sample: Sample,
+        pixels: Pixels,
+        batch: tuple[int, ...],
+        mode: BatchMode,
+        seconds: float,
+    ) -> Result:
+        started = time.perf_counter()
+        writer = WRITERS[self.config.output.format]
+        name = f"{self.config.name}_{sample.index:08d}.{writer.extension}"
+        path = f"images/{lease.attempt}/{name}"
+        content = writer.encode(pixels)
+        try:
+            self.storage.put(path, content)
+        except StorageError as error:
+            return _failed(sample.index, batch, mode, "storage_error", str(error))
+        self.ticks += 1
+        return Result(
+            index=sample.index,
+            batch=batch,
+            batch_mode=mode,
+            created_at=datetime.now(UTC),
+            file_name=path,
+            bytes=len(content),
+            sha256=sha256(content),
+            pixels_sha256=pixels_sha256(pixels),
+            seconds=seconds + time.perf_counter() - started,
+        )
+
+    def _finish(
+        self, entry: tuple[int, list[Future[Result] | Result], int], wanted: set[int]
+    ) -> Finished:
+        number, futures, _ = entry
+        results = [r if isinstance(r, Result) else r.result() for r in futures]
+        for result in results:
+            if result.error_type is not None:
+                words = f"{result.error_type}: {result.error_message}"
+                self.log.write(f"sample {result.index}: {words}")
+        return Finished(number, tuple(r for r in results if r.index in wanted))
+
+    def _tick(self, step: int) -> None:
+        self.ticks += 1
+
+    def _weights(self) -> Path:
+        model = self.config.model
+        try:
+            return ensure_model_weights(
+                model.folder, model.repo, source=model.source, revision=model.revision
+            )
+        except (ValueError, OSError, ImportError) as error:
+            raise ModelError(str(error)) from error
+
+    def _check_output(self) -> None:
+        path = f"events/{self.spec.epoch:06d}-00000.jsonl"
+        content = self.storage.get(path)
+        if content is None or self.spec.nonce.encode() not in content:
+            raise StorageError(
+                f"the output {self.spec.output_uri} is not the same place on "
+                f"{socket.gethostname()} as on the driver's node; use a shared path or an "
+                "object store"
+            )
+
+
+def device_type() -> str:
+    """The kind of device that this process can use: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _failed(
+    index: int, batch: tuple[int, ...], mode: BatchMode, error_type: ErrorType, message: str
+) -> Result:
+    return Result(
+        index=index,
+        batch=batch,
+        batch_mode=mode,
+        created_at=datetime.now(UTC),
+        error_type=error_type,
+        error_message=message[:2000],
+    )
+
+
+def _invalid(image: Pixels | None) -> str | None:
+    if image is None:
+        return "the decoded image has values that are not finite"
+    if (image == image[:1, :1]).all():
+        return f"the image is of one flat colour, rgb{tuple(image[0, 0].tolist())}"
+    return None
+
+
+def _is_device_failure(error: Exception) -> bool:
+    # torch.AcceleratorError is a RuntimeError too, and older versions have no class for it
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
