@@ -107,9 +107,25 @@ class _Reader:
         self.files: list[Path] = []
         self.source: Path | None = None
 
-    def add_file(self, path: Path, chain: tuple[Path, ...] = (), *, main: bool = False) -> None:
-        """Add a file as a layer, after the files that it extends."""
-        path = path.absolute()
+    def add_file(
+        self,
+        named: Path,
+        chain: tuple[Path, ...] = (),
+        *,
+        by: Path | None = None,
+        main: bool = False,
+    ) -> None:
+        """Add a file as a layer, after the files that it extends.
+
+        Args:
+            named: the path as the command line, or the file `by`, names it.
+            chain: the files that led here, outermost first, links followed.
+            by: the file that names it; None for the command line.
+            main: whether it answers for keys that nobody wrote.
+        """
+        path = Path(os.path.abspath((by.parent if by else Path.cwd()) / named))  # noqa: PTH100
+        if named.is_absolute() or by in self.layers.anchored:
+            self.layers.anchored.add(path)
         self.source = self.source or path
         real = Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
         if real in chain:
@@ -190,7 +206,7 @@ class _Reader:
         except RuntimeError:
             self.problems.append(f"{origin.place(keys)}: value {show(name)}: no such user")
             return
-        self.add_file(path.parent / target, chain, main=main)
+        self.add_file(target, chain, by=path, main=main)
 
     def add_assignment(self, assignment: str) -> None:
         """Add a `KEY=VALUE` of the command line."""

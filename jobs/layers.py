@@ -44,6 +44,7 @@ class Written:
 
     text: str
     path: Path
+    base: Path  # the folder that it is relative to
     origin: Origin
 
 
@@ -55,11 +56,13 @@ class Layers:
         data: the merged mapping, as `JobConfig` validates it.
         paths: the input paths that won, by key.
         problems: what is wrong with a path before any validation, one line each.
+        anchored: the files that were named by an absolute path, or by a file that was.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
     paths: dict[Keys, Written] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    anchored: set[Path] = field(default_factory=set)
     _origins: dict[Keys, Origin] = field(default_factory=dict)
     _main: Origin | None = None
 
@@ -123,7 +126,7 @@ class Layers:
         if keys == OUTPUT_URI:
             return str(path) if value.startswith("~") else value
         resolved = settle(Path(os.path.normpath(base / path)))
-        self.paths[keys] = Written(value, resolved, origin)
+        self.paths[keys] = Written(value, resolved, base, origin)
         return str(resolved)
 
 
