@@ -17,6 +17,7 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code (see the table in docs/cli.md)."""
     args = parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     command: Command = args.run_command
     try:
         return command(args)
@@ -173,7 +174,13 @@ def _run(args: argparse.Namespace) -> int:
     from jobs.runner import RunOptions, run_job
 
     config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
-    options = RunOptions(args.local, args.limit, args.retry_failed, args.accept_changes)
+    options = RunOptions(
+        local=args.local,
+        limit=args.limit,
+        retry_failed=args.retry_failed,
+        accept_changes=args.accept_changes,
+        command=("zimage", *args.argv),
+    )
     return run_job(config, options)
 
 

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -183,7 +184,7 @@ def _overlap(parts: list[PartName]) -> bool:
         same.sort(key=lambda p: p.first_batch)
         if len({p.num_batches for p in same}) > 1:
             return True
-        if any(a.last_batch >= b.first_batch for a, b in zip(same, same[1:], strict=False)):
+        if any(a.last_batch >= b.first_batch for a, b in pairwise(same)):
             return True
     return False
 

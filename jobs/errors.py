@@ -1,4 +1,4 @@
-"""Exceptions of the runner, the exit code that each one means, and the classes of a failed sample."""
+"""Exceptions of the runner with their exit codes, and the classes of a failed sample."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from jobs.config import JobConfig, SamplingConfig
 from jobs.errors import InputError
-from prompt_generators import Prompt, PromptGenerator, make_generator
+from prompt_generators import PromptGenerator, generator_length, make_generator, prompt_at
 
 MAX_SEED = 2**63  # seeds are int64 in the manifest and wrap here
 SIZE_MULTIPLE = 16
@@ -153,7 +153,10 @@ def num_prompts(config: JobConfig, generator: PromptGenerator) -> int:
         InputError: more than the generator has, or no count where it is endless.
     """
     prompts = config.prompts
-    length = generator_length(generator)
+    try:
+        length = generator_length(generator)
+    except ValueError as error:
+        raise InputError(f"prompts.generator: {error}") from error
     if length is None:
         if prompts.count is None:
             raise InputError(
@@ -178,14 +181,6 @@ def num_prompts(config: JobConfig, generator: PromptGenerator) -> int:
     return prompts.count
 
 
-def generator_length(generator: PromptGenerator) -> int | None:
-    """The generator's `len`, or None for an endless one."""
-    try:
-        return len(generator)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
 def make_sample(
     generator: PromptGenerator, index: int, sampling: SamplingConfig, loras: Mapping[str, object]
 ) -> Sample:
@@ -197,17 +192,11 @@ def make_sample(
     """
     prompt_index, k = divmod(index, sampling.images_per_prompt)
     try:
-        answer = generator.generate_prompt(prompt_index)
+        prompt = prompt_at(generator, prompt_index)
     except Exception as error:
         raise PromptError(
             f"generate_prompt({prompt_index}) raised {type(error).__name__}: {error}"
         ) from error
-    prompt = Prompt(text=answer) if isinstance(answer, str) else answer
-    if not isinstance(prompt, Prompt):
-        raise PromptError(
-            f"generate_prompt({prompt_index}) returned {type(answer).__name__}; "
-            "allowed: str or Prompt"
-        )
     if prompt.images:
         raise PromptError(
             f"generate_prompt({prompt_index}): images are given, but this model makes images "

@@ -56,6 +56,7 @@ class JobRecord:
 
     Args:
         unaccepted: a change of the prompts was accepted, but its rows are not all remade yet.
+        command: the command line of the newest run, for messages that say what to run next.
     """
 
     config: dict[str, Any]
@@ -66,6 +67,7 @@ class JobRecord:
     created_at: str
     updated_at: str
     unaccepted: bool = False
+    command: tuple[str, ...] = ()
 
     def dump(self) -> bytes:
         """The file's bytes."""
@@ -78,6 +80,7 @@ class JobRecord:
             "fingerprint": {**asdict(self.settings), "prompts": asdict(self.prompts)},
             "versions": self.versions,
             "unaccepted": self.unaccepted,
+            "command": list(self.command),
             "job": self.config,
         }
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
@@ -110,6 +113,7 @@ def read_record(storage: Storage) -> JobRecord | None:
             created_at=data["created_at"],
             updated_at=data["updated_at"],
             unaccepted=data["unaccepted"],
+            command=tuple(data["command"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{where}: damaged: {type(error).__name__}: {error}") from error
@@ -216,12 +220,16 @@ def check_weights(storage: Storage, record: JobRecord, fingerprint: str) -> None
 
 
 def new_record(
-    config: JobConfig, settings: Settings, prompts: PromptSource, plan: JobPlan
+    config: JobConfig,
+    settings: Settings,
+    prompts: PromptSource,
+    plan: JobPlan,
+    command: tuple[str, ...] = (),
 ) -> JobRecord:
     """The record of an output that is begun now."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     dump = json.loads(config.model_dump_json())
-    return JobRecord(dump, settings, prompts, plan, versions(), now, now)
+    return JobRecord(dump, settings, prompts, plan, versions(), now, now, command=command)
 
 
 def updated(record: JobRecord, config: JobConfig, **changes: Any) -> JobRecord:

@@ -59,12 +59,14 @@ class RunOptions:
     Args:
         local: in this process, without Ray.
         limit: a dry run: the first so many samples, into `<uri>-dry`.
+        command: the command line, for messages that say what to run next.
     """
 
     local: bool = False
     limit: int | None = None
     retry_failed: bool = False
     accept_changes: bool = False
+    command: tuple[str, ...] = ()
 
 
 @dataclass
@@ -248,7 +250,7 @@ def _work(
     executor = stack.enter_context(_executor(config, options, storage, epoch))
     info = executor.start()
     fingerprint = executor.fingerprint()
-    record = _fix_plan(prepared, info, fingerprint, epoch)
+    record = _fix_plan(prepared, options, info, fingerprint, epoch)
     report = ProgressReport(resume.num_to_make)
     listing = resume.listing
     scheduler = Scheduler(
@@ -284,13 +286,16 @@ def _work(
     return report.seconds
 
 
-def _fix_plan(prepared: Prepared, info: WorkerInfo, fingerprint: str, epoch: Epoch) -> JobRecord:
+def _fix_plan(
+    prepared: Prepared, options: RunOptions, info: WorkerInfo, fingerprint: str, epoch: Epoch
+) -> JobRecord:
     """Write job.json: the resolved job, or the old one with a further extent."""
     config, storage = prepared.config, prepared.storage
     record = prepared.record
     if record is None:
         settings = resolve(config, info, fingerprint)
-        record = new_record(config, settings, prompt_source(config), prepared.plan)
+        source = prompt_source(config)
+        record = new_record(config, settings, source, prepared.plan, options.command)
     else:
         check_weights(storage, record, fingerprint)
         settings = record.settings
@@ -307,6 +312,7 @@ def _fix_plan(prepared: Prepared, info: WorkerInfo, fingerprint: str, epoch: Epo
             plan=prepared.plan,
             prompts=prompt_source(config),
             unaccepted=record.unaccepted or bool(prepared.resume.changed),
+            command=options.command,
         )
     epoch.check()
     storage.put(PATH, record.dump())

@@ -51,7 +51,9 @@ class Storage:
             if match is None or match.group(1) == "file":
                 path = uri[len("file://") :] if match else uri
                 self.root = Path(path).expanduser().absolute()
-                self._store: Any = LocalStore(self.root, mkdir=create)
+                # A reader of an output that is not there yet sees an empty one and makes nothing.
+                present = create or self.root.exists()
+                self._store: Any = LocalStore(self.root, mkdir=create) if present else None
             elif match.group(1) in REMOTE_SCHEMES:
                 self._store = from_url(uri)
             else:
@@ -94,6 +96,8 @@ class Storage:
         """The content of `path`, or None where there is none. Raises StorageError."""
 
         def attempt() -> bytes | None:
+            if self._store is None:
+                return None
             try:
                 return bytes(obstore.get(self._store, path).bytes())
             except FileNotFoundError:
@@ -105,6 +109,8 @@ class Storage:
         """Whether `path` is there. Raises StorageError."""
 
         def attempt() -> bool:
+            if self._store is None:
+                return False
             try:
                 obstore.head(self._store, path)
             except FileNotFoundError:

@@ -82,7 +82,7 @@ def submit(
         command += ["--set", assignment]
     for key, value in (flags or {}).items():
         if value is not None:
-            command += [FLAGS[key], str(value)]
+            command.append(f"{FLAGS[key]}={value}")
     client = connect(where)
     submission = submission_id(config.name)
     _say(f"uploading {len(upload.files)} files, {upload.total_bytes / 2**20:.1f} MiB")

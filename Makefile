@@ -1,0 +1,57 @@
+# `make demo` and `make test` set up what they need and work as the first command in a clone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Where there is no NVIDIA driver the CPU build of torch saves gigabytes. A wheel that pip finds on
+# disk (PIP_FIND_LINKS) comes first, then PyTorch's index of CPU builds, then PyPI.
+TORCH_CPU ?= torch==2.13.0
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+DEMO_OUTPUT ?= output/demo
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test test-slow check format wheel bench clean
+
+demo: $(STAMP)
+	$(BIN)/zimage run jobs/avatars.yaml --config configs/z-image-tiny.yaml \
+		--count 24 --workers 2 --output $(DEMO_OUTPUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -m bench --override-ini addopts="--import-mode=importlib -s" tests/benchmarks
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if ! $(BIN)/python -c 'import torch' 2>/dev/null && ! command -v nvidia-smi >/dev/null; then \
+		echo 'no NVIDIA driver: installing the CPU build of torch'; \
+		$(BIN)/pip install -q --no-index --no-deps "$(TORCH_CPU)" 2>/dev/null \
+		|| $(BIN)/pip install -q --index-url "$(TORCH_CPU_INDEX)" "$(TORCH_CPU)" \
+		|| true; \
+	fi
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@

@@ -1,0 +1,81 @@
+"""`zimage generate`: one picture from a checkpoint, without a job."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, cast
+
+from jobs.errors import EXIT_OK, InputError, ModelError
+
+_SUFFIXES: dict[str, dict[str, Any]] = {
+    ".png": {},
+    ".jpg": {"quality": 95},
+    ".jpeg": {"quality": 95},
+    ".webp": {"quality": 95},
+}
+
+
+def generate_file(args: argparse.Namespace) -> int:
+    """Make the picture that the flags ask for and write it to `args.output`.
+
+    Raises:
+        InputError: a flag that does not fit, or an output that cannot be written.
+        ModelError: the checkpoint cannot be loaded.
+    """
+    suffix = args.output.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(f"--output: {args.output}: allowed: {', '.join(_SUFFIXES)}")
+    if not args.output.absolute().parent.is_dir():
+        raise InputError(f"--output: {args.output}: no such folder: {args.output.parent}")
+    if not args.model.is_dir():
+        raise InputError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
+
+    import torch
+    from PIL.Image import Image
+
+    from zimage_core import AttentionBackendError, CheckpointError, generate, load_from_local_dir
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and torch.backends.mps.is_available():
+        device = "mps"
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    started = time.perf_counter()
+    try:
+        components = load_from_local_dir(
+            args.model, device=device, dtype=getattr(torch, dtype), attention=args.attention
+        )
+    except AttentionBackendError as error:
+        raise InputError(f"--attention: {error}") from error
+    except (CheckpointError, OSError) as error:
+        raise ModelError(str(error)) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    loaded = time.perf_counter()
+    try:
+        images = generate(
+            **components,
+            prompt=args.prompt,
+            negative_prompt=args.negative_prompt,
+            height=args.height,
+            width=args.width,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=torch.Generator("cpu").manual_seed(args.seed),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    try:
+        cast("Image", images[0]).save(args.output, **_SUFFIXES[suffix])
+    except OSError as error:
+        raise InputError(f"--output: {args.output}: cannot be written: {error}") from error
+    made = time.perf_counter()
+    print(
+        f"{args.output}: {args.width}x{args.height}, seed {args.seed}, {dtype} on {device}; "
+        f"loaded in {loaded - started:.1f} s, made in {made - loaded:.1f} s",
+        file=sys.stderr,
+    )
+    return EXIT_OK

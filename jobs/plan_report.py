@@ -1,0 +1,212 @@
+"""`zimage plan`: everything a run needs, checked without loading a model or starting a worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jobs.config import JobConfig
+from jobs.errors import EXIT_OK, InputError, ModelError
+from jobs.plan import PromptError, make_sample
+from jobs.progress import duration
+from jobs.record import check_weights
+from jobs.runner import Prepared, RunOptions, output_uri, prepare
+
+_SHOWN_PROMPTS = 4
+# Bytes of a PNG for each pixel, from 1024 x 1024 test images of natural statistics: 1.8 MB.
+_BYTES_PER_PIXEL = {"png": 1.8, "jpeg": 0.5, "webp": 0.4}
+
+# Dense bfloat16 peak with float32 accumulation, TFLOP/s (the makers' data sheets), and the share
+# of it that published Z-Image runs reach. Computed, not measured by this project.
+_DEVICES = {
+    "h100": (989.0, 0.65),
+    "h200": (989.0, 0.65),
+    "a100": (312.0, 0.65),
+    "l40s": (362.0, 0.5),
+    "l4": (121.0, 0.5),
+    "rtx4090": (165.2, 0.75),
+    "rtx5090": (209.5, 0.75),
+    "rtx3090": (71.0, 0.75),
+}
+_CAPTION_TOKENS = 64  # assumed where the estimate needs a caption's length
+
+
+def plan_report(config: JobConfig, *, gpus: int | None, device: str | None, as_json: bool) -> int:
+    """Check a job and print what it will do; exit code 0.
+
+    Raises:
+        JobError: the first thing that a run would stumble over.
+    """
+    if device is not None and device.lower() not in _DEVICES:
+        raise InputError(f"--device: {device!r}: unknown; allowed: {', '.join(_DEVICES)}")
+    prepared = prepare(config, RunOptions(), create=False)
+    report = _report(prepared, gpus, device)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else format_plan(report))
+    return EXIT_OK
+
+
+def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[str, Any]:
+    """The report; keys are documented in docs/cli.md and stable."""
+    config, resume = prepared.config, prepared.resume
+    model = _model(prepared)
+    bytes_expected = int(
+        resume.num_to_make
+        * config.sampling.width
+        * config.sampling.height
+        * _BYTES_PER_PIXEL[config.output.format]
+    )
+    free = _free_bytes(prepared)
+    if free is not None and free < bytes_expected:
+        raise InputError(
+            f"output.uri: {prepared.storage.uri}: about {_size(bytes_expected)} are needed, "
+            f"{_size(free)} are free"
+        )
+    return {
+        "name": config.name,
+        "output": output_uri(config, None),
+        "samples": resume.plan.num_samples,
+        "shards": resume.plan.num_shards,
+        "to_make": resume.num_to_make,
+        "resume": resume.words(),
+        "model": model,
+        "disk": {"expected_bytes": bytes_expected, "free_bytes": free},
+        "time": _time(prepared, model, gpus, device),
+        "prompts": _prompts(prepared),
+    }
+
+
+def format_plan(report: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    model, disk, time = report["model"], report["disk"], report["time"]
+    free = f", {_size(disk['free_bytes'])} free" if disk["free_bytes"] is not None else ""
+    lines = [
+        f"{report['name']}: {report['samples']:,} samples in {report['shards']:,} shards "
+        f"-> {report['output']}",
+        f"  run      {report['resume']}",
+    ]
+    if model["state"] == "complete":
+        lines.append(
+            f"  model    {model['path']}: {model['parameters'] / 1e6:,.1f} M parameters, "
+            f"{_size(model['bytes'])}, complete"
+        )
+    else:
+        lines.append(f"  model    {model['path']}: to be fetched from {model['repo']}")
+    lines.append(f"  disk     about {_size(disk['expected_bytes'])}{free}")
+    if time is None:
+        lines.append("  time     say --gpus N --device NAME for an estimate")
+    else:
+        lines.append(
+            f"  time     about {duration(time['seconds'])} on {time['gpus']} x {time['device']} "
+            f"({time['seconds_per_image']:.2f} s an image; computed, not measured)"
+        )
+    lines.append("  prompts")
+    for prompt in report["prompts"]:
+        lines.append(f"    {prompt['index']:>6}  {prompt.get('prompt') or prompt['error']}")
+    return "\n".join(lines)
+
+
+def _model(prepared: Prepared) -> dict[str, Any]:
+    config = prepared.config.model
+    folder = config.folder
+    if not folder.exists():
+        if config.repo is None:
+            raise ModelError(
+                f"model.path: {folder}: no such folder, and no model.repo to fetch from"
+            )
+        return {"path": str(folder), "state": "missing", "repo": config.repo}
+
+    from zimage_core.weights import weights_fingerprint
+
+    from zimage_core.loader import check_checkpoint
+
+    try:
+        summary = check_checkpoint(folder)
+        if prepared.record is not None:
+            check_weights(prepared.storage, prepared.record, weights_fingerprint(folder))
+    except (ValueError, OSError) as error:
+        raise ModelError(str(error)) from error
+    return {
+        "path": str(folder),
+        "state": "complete",
+        "repo": config.repo,
+        "parameters": summary.num_parameters,
+        "bytes": summary.num_bytes,
+    }
+
+
+def _prompts(prepared: Prepared) -> list[dict[str, Any]]:
+    config, plan = prepared.config, prepared.plan
+    prompts: list[dict[str, Any]] = []
+    for index in range(plan.start, min(plan.stop, plan.start + _SHOWN_PROMPTS)):
+        try:
+            sample = make_sample(prepared.generator, index, config.sampling, config.model.loras)
+        except PromptError as error:
+            prompts.append({"index": index, "error": str(error)})
+            continue
+        prompts.append(
+            {
+                "index": index,
+                "prompt": sample.prompt,
+                "negative_prompt": sample.negative_prompt or None,
+                "seed": sample.seed,
+                "width": sample.width,
+                "height": sample.height,
+            }
+        )
+    return prompts
+
+
+def _time(
+    prepared: Prepared, model: dict[str, Any], gpus: int | None, device: str | None
+) -> dict[str, Any] | None:
+    """Expected seconds from floating-point operations alone, for the published 6B size."""
+    if device is None:
+        return None
+    sampling = prepared.config.sampling
+    forwards = sampling.num_inference_steps * (2 if sampling.guidance_scale > 0 else 1)
+    peak, share = _DEVICES[device.lower()]
+    flops = forwards * transformer_flops(sampling.width, sampling.height)
+    # the decoder: 10.5 TFLOP at 1024 x 1024, linear in the pixels
+    flops += 10.47e12 * sampling.width * sampling.height / 1024**2
+    seconds = flops / (peak * 1e12 * share)
+    number = gpus or 1
+    return {
+        "device": device.lower(),
+        "gpus": number,
+        "seconds_per_image": seconds,
+        "seconds": prepared.resume.num_to_make * seconds / number,
+        "basis": "computed from floating-point operations of the 6B model; not measured",
+    }
+
+
+def transformer_flops(width: int, height: int, caption: int = _CAPTION_TOKENS) -> float:
+    """Floating-point operations of one forward of the 6B transformer for one image."""
+    dim, hidden, layers, refiners = 3840, 10240, 30, 2
+    image = (width // 16) * (height // 16)
+    tokens = image + caption
+    per_token = 2.0 * (4 * dim * dim + 3 * dim * hidden)
+
+    def blocks(number: int, length: int) -> float:
+        return number * (per_token * length + 4.0 * length * length * dim)
+
+    return blocks(layers, tokens) + blocks(refiners, image) + blocks(refiners, caption)
+
+
+def _free_bytes(prepared: Prepared) -> int | None:
+    root = prepared.storage.root
+    if root is None:
+        return None
+    folder = root
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(Path(folder)).free
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
