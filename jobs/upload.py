@@ -45,10 +45,10 @@ class Upload:
         known = frozenset(self.files)
         if not path.is_dir():
             return self._missing_file(path, known)
-        files = [file for file in _walk(path) if not _hidden(file.relative_to(path))]
+        files = sorted(file for file in _walk(path) if not file.name.startswith("."))
         if not files:
             return "it is an empty folder"
-        for file in files:
+        for file in filter(Path.is_file, files):  # a link may lead to nothing
             reason = self._missing_file(file, known)
             if reason is not None:
                 return f"{file.relative_to(self.root)} is not uploaded: {reason}"
