@@ -20,8 +20,8 @@ _VESSELS = ("bowl", "cup", "mug", "glass", "jar", "pan", "pot", "basket", "box",
 class FoodGenerator(Composer):
     """Dishes from a menu, or drawn from a vocabulary in which each dish has what suits it.
 
-    A dish that the vocabulary does not know gets no drawn cuisine, color or garnish: they could
-    contradict it.
+    A dish that the vocabulary does not know gets no drawn cuisine, color, plate or garnish: they
+    could contradict it.
 
     Args:
         profiles, sheet, seed: as in `Composer`.

@@ -58,6 +58,7 @@ class GamingGenerator(Composer):
 def _effect(value: str) -> str:
     if not value or has_preposition(value):
         return value
-    if value.split()[0].lower().endswith(("ing", "ed", "en")):
-        return value
-    return f"with {value}"
+    # "glowing", "glowing softly" and "covered in frost" stand alone; "floating sparks" does not.
+    first, *rest = value.lower().split()
+    alone = not rest or rest[0].endswith("ly") or has_preposition(rest[0])
+    return value if alone and first.endswith(("ing", "ed", "en")) else f"with {value}"

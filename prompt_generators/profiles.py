@@ -89,13 +89,13 @@ class Profiles:
         value = self.rows[row].get(column)
         if value is None:
             return None
-        number: int | None = None
+        number: int | None
         if isinstance(value, int) and not isinstance(value, bool):
             number = value
-        elif isinstance(value, float) and value.is_integer():
-            number = int(value)
-        elif isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value):
-            number = int(value)
+        else:
+            whole = isinstance(value, float) and value.is_integer()
+            digits = isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value)
+            number = int(value) if whole or digits else None  # type: ignore[arg-type]  # no date
         if number is None or not least <= number <= most:
             raise self.error(
                 "not a whole number in range",

@@ -120,7 +120,7 @@ def _infer_column(cells: list[str | None]) -> list[Scalar]:
         return list(cells)
     if all(text.lower() in _BOOLS for text in texts):
         return [None if cell is None else _BOOLS[cell.lower()] for cell in cells]
-    if all(_INT.fullmatch(text) and len(text) < 20 for text in texts):
+    if all(_INT.fullmatch(text) and len(text) <= 20 for text in texts):
         ints = [None if cell is None else int(cell) for cell in cells]
         if all(value is None or -INT64_MAX <= value <= INT64_MAX for value in ints):
             return list(ints)
