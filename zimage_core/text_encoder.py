@@ -142,15 +142,16 @@ class MLP(nn.Module):
 def full_model_shapes(config: TextEncoderConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of `Qwen3Model`, the last layer and the final norm included."""
     with torch.device("meta"):
-        state = TextEncoder(config).state_dict()
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    last = f"layers.{config.num_hidden_layers - 1}."
-    of_last = {
-        last + key.removeprefix("layers.0."): shape
-        for key, shape in shapes.items()
-        if key.startswith("layers.0.")
+        layer = DecoderLayer(config).state_dict()
+    return {
+        "embed_tokens.weight": (config.vocab_size, config.hidden_size),
+        **{
+            f"layers.{i}.{key}": tuple(tensor.shape)
+            for i in range(config.num_hidden_layers)
+            for key, tensor in layer.items()
+        },
+        "norm.weight": (config.hidden_size,),
     }
-    return {**shapes, **of_last, "norm.weight": (config.hidden_size,)}
 
 
 def load_tokenizer(folder: Path) -> Any:

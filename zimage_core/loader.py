@@ -1,0 +1,151 @@
+"""From a checkpoint folder to models in memory.
+
+Models are made empty on the meta device; their tensors are read from memory-mapped files one by
+one, cast, and put in place. So memory never holds a second copy of the weights, and nothing is
+initialised that is then overwritten. Whether the folder is right is found out before, by
+`checkpoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from zimage_core.attention import check_backend, resolve_backend
+from zimage_core.checkpoint import Component, checkpoint_files, open_checkpoint
+from zimage_core.config import CheckpointError, TransformerConfig
+from zimage_core.text_encoder import load_tokenizer
+
+__all__ = ["CheckpointSummary", "check_checkpoint", "checkpoint_files", "load_from_local_dir"]
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """What a checkpoint holds, from its headers.
+
+    Attributes:
+        num_parameters: elements that loading puts in memory, for `transformer`, `vae` and
+            `text_encoder`; times the bytes of the dtype, that is the memory of the weights.
+        num_bytes: size on disk of `files`.
+        files: every file that loading reads, sorted.
+        transformer: architecture of the transformer.
+    """
+
+    num_parameters: Mapping[str, int]
+    num_bytes: int
+    files: tuple[Path, ...]
+    transformer: TransformerConfig
+
+
+def check_checkpoint(model_dir: Path | str) -> CheckpointSummary:
+    """Check all that loading checks, without reading weights or importing transformers.
+
+    Raises:
+        CheckpointError: see `load_from_local_dir`; all problems at once, one a line.
+    """
+    checkpoint = open_checkpoint(model_dir)
+    files = tuple(checkpoint_files(model_dir))
+    return CheckpointSummary(
+        num_parameters={
+            name: component.num_parameters for name, component in checkpoint.components.items()
+        },
+        num_bytes=sum(path.stat().st_size for path in files),
+        files=files,
+        transformer=checkpoint.transformer_config,
+    )
+
+
+def load_from_local_dir(
+    model_dir: Path | str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    compile: bool = False,
+    attention: str | None = None,
+) -> dict[str, Any]:
+    """Load a checkpoint in diffusers' layout, ready for `generate(**components, prompt=...)`.
+
+    Args:
+        model_dir: folder with `model_index.json`. Weights are safetensors in float32, float16 or
+            bfloat16, in one file or in shards with an index.
+        device: where the models go.
+        dtype: bfloat16, float16 or float32, for all three models; weights are cast to it.
+        compile: compile each block of the transformer by itself (one short compilation serves
+            all), when it first runs.
+        attention: backend of the transformer; None leaves the choice to `set_attention_backend()`
+            and `ZIMAGE_ATTENTION`.
+
+    Returns:
+        `transformer`, `vae`, `text_encoder` in evaluation mode without gradients, `tokenizer` of
+        transformers, `scheduler`.
+
+    Raises:
+        CheckpointError: the folder is incomplete or its parts do not fit: each missing, unexpected
+            or mis-shaped tensor is named with its file, and so is each truncated or corrupt file,
+            pickle, unknown key.
+        AttentionBackendError: the backend cannot run here; raised before weights are read.
+        ValueError: `dtype`, `device` or `attention` is none that exists, or `compile` on MPS.
+    """
+    device = torch.device(device)
+    _check_target(device, dtype, compile)
+    checkpoint = open_checkpoint(model_dir)
+    config = checkpoint.transformer_config
+    check_backend(resolve_backend(attention), device, dtype, config.dim // config.n_heads)
+
+    tokenizer = load_tokenizer(Path(model_dir) / "tokenizer")
+    vocab_size = checkpoint.text_encoder_config.vocab_size
+    if len(tokenizer) > vocab_size:
+        raise CheckpointError(
+            f"{Path(model_dir) / 'tokenizer' / 'tokenizer.json'}: holds {len(tokenizer)} tokens, "
+            f"but the text encoder's vocab_size is {vocab_size}"
+        )
+    models = {
+        name: _fill(component, device, dtype) for name, component in checkpoint.components.items()
+    }
+    transformer: Any = models["transformer"]
+    if attention is not None:
+        transformer.set_attention_backend(attention)
+    if compile:
+        for block in transformer.layers:
+            block.compile()
+    return {**models, "tokenizer": tokenizer, "scheduler": checkpoint.scheduler}
+
+
+def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> None:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype}; allowed: {', '.join(map(str, _DTYPES))}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA GPU here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch finds no MPS here")
+    if compile and device.type == "mps":
+        raise ValueError("compile is not possible on MPS; load with compile=False")
+
+
+def _fill(component: Component, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Read the tensors of a component into its empty module."""
+    keys_of_file: dict[Path, list[str]] = {}
+    for key, tensor in component.tensors.items():
+        keys_of_file.setdefault(tensor.file, []).append(key)
+    state: dict[str, Tensor] = {}
+    for path, keys in keys_of_file.items():
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for key in keys:
+                    # Cast where it lands: a GPU casts faster. On the CPU always a copy, so that
+                    # weights depend neither on the file any longer nor on its alignment.
+                    stored = file.get_tensor(component.prefix + key).to(device)
+                    state[key] = stored.to(dtype, copy=device.type == "cpu")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    module = component.module
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.requires_grad_(False).eval()
