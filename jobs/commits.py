@@ -16,6 +16,7 @@ each index the row of the highest (revision, epoch) is current, whoever comes la
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,10 @@ from jobs.storage import Storage
 
 FOLDER = "manifest"
 _READERS = 8
+_NAME = re.compile(
+    r"(\d{8,})-r(\d{3,})-b(\d{4,})-(\d{4,})of(\d{4,})"
+    r"-n(\d{5,})-f(\d{5,})-p(\d{5,})-e(\d{6,})\.parquet"
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,26 +65,10 @@ class PartName:
     @classmethod
     def parse(cls, name: str) -> PartName:
         """Read a name back. Raises ValueError for any other name."""
-        stem, dot, kind = name.partition(".")
-        pieces = stem.split("-")
-        if not dot or kind != "parquet" or len(pieces) != 8:
+        match = _NAME.fullmatch(name)
+        if match is None:
             raise ValueError(f"{name!r} is not the name of a manifest part")
-        shard, rev, first, last, rows, failed, before, epoch = pieces
-        last, _, total = last.partition("of")
-        part = cls(
-            int(shard),
-            int(rev.removeprefix("r")),
-            int(first.removeprefix("b")),
-            int(last),
-            int(total),
-            int(rows.removeprefix("n")),
-            int(failed.removeprefix("f")),
-            int(before.removeprefix("p")),
-            int(epoch.removeprefix("e")),
-        )
-        if str(part) != name:
-            raise ValueError(f"{name!r} is not the name of a manifest part")
-        return part
+        return cls(*map(int, match.groups()))
 
 
 @dataclass(slots=True)
