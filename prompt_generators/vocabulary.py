@@ -112,8 +112,7 @@ class Draw:
     def slots(self) -> dict[str, str]:
         """The phrase of every slot. Any `combinations` consecutive indices give different ones."""
         size = self.vocabulary.combinations
-        lap, place = divmod(self.index, size)
-        combination = permute(place, size, self.seed, self.name, "slots", lap)
+        combination = permute(self.index % size, size, self.seed, self.name, "slots")
         chosen = {}
         for slot, phrases in self.vocabulary.slots.items():
             combination, position = divmod(combination, len(phrases))
