@@ -60,6 +60,8 @@ def _read_csv(path: Path) -> Grid:
     text = _decode(path)
     if not text.strip():
         raise ProfileError("the file is empty: a header and at least one row are needed", path=path)
+    if not text.split("\n", 1)[0].strip():  # pandas would expect rows without cells
+        raise ProfileError("the first row is empty: it must name the columns", path=path, row=1)
     try:
         # Python's own parser, because pandas' C parser fills short rows with "" and so hides them;
         # here what a row lacks is None, whereas an empty cell is "". All else stays text:

@@ -143,6 +143,7 @@ CSV_ERRORS = {
     "blank": (b"\xef\xbb\xbf \n\n", "the file is empty"),
     "header only": (b"a,b\n\n,\n", "no rows below the header"),
     "no header": (b",\n1,2\n", "column 1 of the header|first row is empty"),
+    "blank first row": (b"\n\na,b\n1,2\n", "row 1: the first row is empty"),
     "unnamed column": (b"a,,c\n1,2,3\n", "column 2 of the header is empty"),
     "same name": (b"a,b, a \n1,2,3\n", "row 1, column 'a': columns 1 and 3 have the same name"),
     "short row": (b"a,b,c\n1,2,3\n1,2\n", "row 3: the row has 2 cells, the header has 3"),
