@@ -120,8 +120,8 @@ def test_fingerprint_of_shards_counts_the_index(tmp_path):
     sharded = make_checkpoint(tmp_path / "sharded", shard_size=60_000, **SMALL)
     files = checkpoint_files(sharded)
     assert files == sorted(files)
-    index = sharded / "vae" / "diffusion_pytorch_model.safetensors.index.json"
-    assert {index, *(sharded / "vae").glob("*.safetensors")} <= set(files)
+    index = sharded / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    assert {index, *(sharded / "transformer").glob("*.safetensors")} <= set(files)
     fingerprint = weights_fingerprint(sharded)
     index.write_text(index.read_text() + "\n")
     assert weights_fingerprint(sharded) != fingerprint
