@@ -10,7 +10,7 @@ image's, L tokens of a caption.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from zimage_core import images as pixels
+from zimage_core.batching import CaptionGroups
+from zimage_core.guidance import Guidance
 from zimage_core.text_encoder import encode_prompts, tokenize
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from zimage_core.autoencoder import AutoencoderKL
     from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
     from zimage_core.text_encoder import TextEncoder
-    from zimage_core.transformer import Context, ZImageTransformer2DModel
+    from zimage_core.transformer import ZImageTransformer2DModel
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -101,7 +103,11 @@ class ZImagePipeline:
         if not unique:
             return []
         encoded = encode_prompts(
-            self.text_encoder, self.tokenizer, unique, max_sequence_length, self.device
+            self.text_encoder,
+            self.tokenizer,
+            unique,
+            max_sequence_length,
+            self.text_encoder.device,
         )
         of_prompt = dict(zip(unique, encoded, strict=True))
         return [of_prompt[prompt] for prompt in prompts]
@@ -132,15 +138,13 @@ class ZImagePipeline:
             height: H in pixels.
             width: W in pixels.
             num_inference_steps: number of transformer evaluations.
-            guidance_scale: s in `pos + s * (pos - neg)`; 0 runs no negative branch.
+            guidance_scale: see `Guidance.scale`; 0 runs no negative branch.
             negative_prompt_embeds: B text features, required where `guidance_scale` > 0.
             generators: B generators, one for the noise of each image (on the CPU, a seed means the
                 same noise for every device).
             latents: noise (B, F, h, w) instead of `generators`.
-            cfg_normalization: k > 0 limits the norm of the guided velocity of an image to k times
-                that of its positive branch; True is 1.0.
-            cfg_truncation: guidance stops once the model time 1 - sigma exceeds it; None, or more
-                than 1, is never.
+            cfg_normalization: see `Guidance.normalization`.
+            cfg_truncation: see `Guidance.truncation`.
             on_step: called with the index of each step once it is queued.
 
         Returns:
@@ -152,45 +156,46 @@ class ZImagePipeline:
         num_images = len(prompt_embeds)
         if num_images == 0:
             raise ValueError("prompt_embeds: at least one is needed")
-        shape = self._latents_shape(num_images, height, width)
-        guided = _is_guided(guidance_scale)
-        max_norm_ratio = _norm_ratio(cfg_normalization)
-        if guided and negative_prompt_embeds is None:
-            raise ValueError(
-                f"negative_prompt_embeds: needed where guidance_scale is {guidance_scale}"
-            )
-        negatives = negative_prompt_embeds if guided and negative_prompt_embeds is not None else ()
-        if guided and len(negatives) != num_images:
-            raise ValueError(
-                f"negative_prompt_embeds: {len(negatives)} for {num_images} prompt_embeds"
-            )
+        shape = self.latents_shape(num_images, height, width)
+        guidance = Guidance(
+            scale=guidance_scale, normalization=cfg_normalization, truncation=cfg_truncation
+        )
+        negatives: Sequence[Tensor] = ()
+        if guidance.is_on:
+            if negative_prompt_embeds is None:
+                raise ValueError(
+                    f"negative_prompt_embeds: needed where guidance_scale is {guidance_scale}"
+                )
+            if len(negative_prompt_embeds) != num_images:
+                raise ValueError(
+                    f"negative_prompt_embeds: {len(negative_prompt_embeds)} for "
+                    f"{num_images} prompt_embeds"
+                )
+            negatives = negative_prompt_embeds
         latents = _starting_latents(shape, generators, latents).to(self.device, torch.float32)
 
         h, w = shape[-2:]
         image_seq_len = (h // self.transformer.patch_size) * (w // self.transformer.patch_size)
         sigmas = self.scheduler.sigmas(num_inference_steps, image_seq_len=image_seq_len)
         times = self.scheduler.model_times(sigmas)
-        with_guidance = [guided and not _is_truncated(t, cfg_truncation) for t in times.tolist()]
+        is_guided = [guidance.acts_at(time) for time in times.tolist()]
 
         captions = self._embed_captions([*prompt_embeds, *negatives])
         images = list(range(num_images))
-        plain = guidance = None
-        if not all(with_guidance):
-            plain = self._group(captions[:num_images], images, h, w)
-        if any(with_guidance):
-            guidance = self._group(captions, images * 2, h, w)
+        plain = both = None
+        if not all(is_guided):
+            plain = CaptionGroups(self.transformer, captions[:num_images], images, h, w)
+        if any(is_guided):
+            both = CaptionGroups(self.transformer, captions, images * 2, h, w)
 
-        device_times = times.to(self.device)
+        times = times.to(self.device)
         for i in range(num_inference_steps):
-            model_input = latents.to(self.dtype)
-            time = device_times[i : i + 1]
-            if with_guidance[i]:
-                assert guidance is not None
-                positive, negative = self._velocity(model_input, time, guidance).chunk(2)
-                velocity = _guide(positive, negative, guidance_scale, max_norm_ratio)
+            if is_guided[i]:
+                assert both is not None
+                velocity = guidance.combine(*both.velocity(latents, times[i : i + 1]).chunk(2))
             else:
                 assert plain is not None
-                velocity = self._velocity(model_input, time, plain)
+                velocity = plain.velocity(latents, times[i : i + 1])
             # The model predicts image - noise; the scheduler walks along sigma, from noise.
             latents = self.scheduler.step(-velocity, latents, sigmas, i)
             if on_step is not None:
@@ -205,9 +210,14 @@ class ZImagePipeline:
         scaled = latents.float() / config.scaling_factor + config.shift_factor
         return pixels.from_signed(self.vae.decode(scaled.to(weight.device, weight.dtype)))
 
-    def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
-        _check_size("height", height, self.size_multiple)
-        _check_size("width", width, self.size_multiple)
+    def latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Shape (B, F, h, w) of the latents of images of a size.
+
+        Raises:
+            ValueError: height or width is not a multiple of `size_multiple`.
+        """
+        for name, value in (("height", height), ("width", width)):
+            _check_size(name, value, self.size_multiple)
         factor = self.vae_scale_factor
         return num_images, self.transformer.in_channels, height // factor, width // factor
 
@@ -217,41 +227,6 @@ class ZImagePipeline:
         refined = self.transformer.embed_captions(list(unique.values()))
         of_feature = dict(zip(unique, refined, strict=True))
         return [of_feature[id(feature)] for feature in features]
-
-    def _group(
-        self, captions: Sequence[Tensor], images: Sequence[int], h: int, w: int
-    ) -> _Grouping:
-        """Split the entries of a forward (one caption for one image each) by caption length."""
-        groups: list[_Group] = []
-        order: list[int] = []
-        for length in sorted({len(caption) for caption in captions}):
-            members = [i for i, caption in enumerate(captions) if len(caption) == length]
-            context = self.transformer.condition([captions[i] for i in members], h, w)
-            index = torch.tensor([images[i] for i in members], device=self.device)
-            groups.append(_Group(index, context))
-            order += members
-        inverse = torch.tensor(order).argsort().to(self.device)
-        return _Grouping(groups, inverse)
-
-    def _velocity(self, latents: Tensor, time: Tensor, grouping: _Grouping) -> Tensor:
-        """Run the transformer on each group; float32, in the order of the entries."""
-        parts = [
-            self.transformer(latents.index_select(0, group.images), time, group.context)
-            for group in grouping.groups
-        ]
-        return torch.cat(parts).index_select(0, grouping.inverse).float()
-
-
-class _Group(NamedTuple):
-    images: Tensor
-    """Index of each entry's latents in the batch."""
-    context: Context
-
-
-class _Grouping(NamedTuple):
-    groups: list[_Group]
-    inverse: Tensor
-    """Where each entry's result lies in the concatenated results of the groups."""
 
 
 def generate(
@@ -300,8 +275,8 @@ def generate(
         generator: source of the noise. A list has one for each image, and an image then does not
             depend on the others; a single one draws the noise of the whole batch at once. None is
             torch's default CPU generator.
-        cfg_normalization: see `ZImagePipeline.denoise`.
-        cfg_truncation: see `ZImagePipeline.denoise`.
+        cfg_normalization: see `Guidance.normalization`.
+        cfg_truncation: see `Guidance.truncation`.
         max_sequence_length: tokens that a prompt is cut to, template included.
         output_type: "pil" a list of images, "np" float32 (B, H, W, 3) in [0, 1], "pt" float32
             (B, 3, H, W) in [0, 1], "latent" float32 latents as the last step left them.
@@ -335,13 +310,10 @@ def generate(
     negatives = _negative_prompts(negative_prompt, len(prompts))
 
     pipeline = ZImagePipeline(transformer, vae, text_encoder, tokenizer, scheduler)
-    shape = pipeline._latents_shape(num_images, height, width)
-    guided = _is_guided(guidance_scale)
-    if generator is None or isinstance(generator, Generator):
-        latents, generators = _noise(shape, generator), None
-    else:
-        latents, generators = None, list(generator)
-        _check_generators(generators, num_images)
+    shape = pipeline.latents_shape(num_images, height, width)
+    guided = Guidance(scale=guidance_scale, normalization=cfg_normalization).is_on
+    if isinstance(generator, Sequence):
+        _check_generators(generator, num_images)
 
     encoded = pipeline.encode(
         prompts + (negatives if guided else []), max_sequence_length=max_sequence_length
@@ -354,8 +326,8 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         negative_prompt_embeds=for_images[num_images:] if guided else None,
-        generators=generators,
-        latents=latents,
+        generators=generator if isinstance(generator, Sequence) else None,
+        latents=None if isinstance(generator, Sequence) else _noise(shape, generator),
         cfg_normalization=cfg_normalization,
         cfg_truncation=cfg_truncation,
     )
@@ -365,19 +337,6 @@ def generate(
     if output_type == "pt":
         return decoded
     return pixels.to_float(decoded) if output_type == "np" else pixels.to_pil(decoded)
-
-
-def _guide(
-    positive: Tensor, negative: Tensor, scale: float, max_norm_ratio: float | None
-) -> Tensor:
-    """Classifier-free guidance, (B, F, h, w) float32, norms taken over a whole image."""
-    guided = positive + scale * (positive - negative)
-    if max_norm_ratio is None:
-        return guided
-    norm = torch.linalg.vector_norm(guided, dim=(1, 2, 3), keepdim=True)
-    limit = torch.linalg.vector_norm(positive, dim=(1, 2, 3), keepdim=True) * max_norm_ratio
-    # Selected on the device: asking the host which images exceed their limit would wait for them.
-    return guided * torch.where(norm > limit, limit / norm, 1.0)
 
 
 def _starting_latents(
@@ -429,19 +388,3 @@ def _check_size(name: str, value: int, multiple: int) -> None:
 def _check_max_sequence_length(max_sequence_length: int) -> None:
     if max_sequence_length < 1:
         raise ValueError(f"max_sequence_length: {max_sequence_length} must be at least 1")
-
-
-def _is_guided(guidance_scale: float) -> bool:
-    if not 0.0 <= guidance_scale < float("inf"):
-        raise ValueError(f"guidance_scale: {guidance_scale} must be a number of at least 0")
-    return guidance_scale > 0.0
-
-
-def _norm_ratio(cfg_normalization: bool | float) -> float | None:
-    if not 0.0 <= float(cfg_normalization) < float("inf"):
-        raise ValueError(f"cfg_normalization: {cfg_normalization} must be at least 0")
-    return float(cfg_normalization) or None
-
-
-def _is_truncated(time: float, cfg_truncation: float | None) -> bool:
-    return cfg_truncation is not None and cfg_truncation <= 1.0 and time > cfg_truncation

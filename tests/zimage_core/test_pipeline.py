@@ -362,7 +362,7 @@ def test_noise_may_be_given() -> None:
             {"guidance_scale": 1.0, "negative_prompt_embeds": features([5])},
             "negative_prompt_embeds: 1 for 2 prompt_embeds",
         ),
-        ({"cfg_normalization": -0.5}, "cfg_normalization: -0.5 must be at least 0"),
+        ({"cfg_normalization": -0.5}, "cfg_normalization: -0.5 must be a number of at least 0"),
         ({"generators": seeded(3)}, "3 generators for 2 images"),
         ({"generators": None}, "exactly one of the two is needed"),
         ({"latents": torch.zeros(2, 16, 16, 16)}, "exactly one of the two is needed"),
@@ -389,6 +389,7 @@ def test_denoise_refuses_captions_that_do_not_fit() -> None:
 
 # From here on with a text encoder, a tokenizer and an autoencoder: `generate` as users call it.
 
+# 729 tokens: longer than the default limit of 512.
 LONG = "a very long sentence about a castle near the sea, " * 30
 PROMPTS = ["a donut", "portrait of a smiling man with a red hat and round glasses", LONG]
 
@@ -396,7 +397,7 @@ PROMPTS = ["a donut", "portrait of a smiling man with a red hat and round glasse
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(
-        tmp_path_factory.mktemp("checkpoint") / "tiny", dtype="float32", layers=2, dim=64, heads=2
+        tmp_path_factory.mktemp("checkpoint") / "tiny", dtype=torch.float32, layers=2, refiners=2
     )
 
 
@@ -515,6 +516,7 @@ def test_encode_encodes_equal_prompts_once(components: dict[str, Any]) -> None:
 
 def test_caption_lengths_are_those_of_encode(components: dict[str, Any]) -> None:
     pipeline = ZImagePipeline(**components)
+    assert pipeline.caption_lengths([LONG], 1000)[0] > 700
     for limit in (16, 512, 1000):
         lengths = pipeline.caption_lengths(PROMPTS, limit)
         encoded = pipeline.encode(PROMPTS, max_sequence_length=limit)
@@ -547,6 +549,7 @@ def test_the_default_noise_is_the_default_generator(components: dict[str, Any]) 
         ({"num_images_per_prompt": 0}, "num_images_per_prompt: 0 must be at least 1"),
         ({"num_inference_steps": 0}, "num_inference_steps: 0 must be at least 1"),
         ({"guidance_scale": -2.0}, "guidance_scale: -2.0 must be"),
+        ({"cfg_normalization": float("inf")}, "cfg_normalization: inf must be"),
         ({"max_sequence_length": 0}, "max_sequence_length: 0 must be at least 1"),
         ({"output_type": "jpeg"}, "output_type: 'jpeg' must be one of pil, np, pt, latent"),
         ({"image": object()}, "image: images as input are not available yet"),

@@ -1,0 +1,73 @@
+"""Transformer evaluations of a batch whose captions differ in length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from zimage_core.transformer import Context, ZImageTransformer2DModel
+
+
+class _Group(NamedTuple):
+    images: Tensor
+    """Index of each entry's latents in the batch."""
+    context: Context
+
+
+class CaptionGroups:
+    """Entries of an evaluation, one caption for one image each, split by the caption's length.
+
+    Entries of one length run together and need no mask: masked attention leaves the fast kernels,
+    and costs more than another, smaller call. All that is constant over the steps is made here.
+
+    Args:
+        transformer: the model.
+        captions: one for each entry, as `embed_captions` returns them.
+        images: for each entry the index of its latents.
+        height: h of the latents.
+        width: w of the latents.
+
+    Raises:
+        ValueError: the image is larger than the model has positions for.
+    """
+
+    def __init__(
+        self,
+        transformer: ZImageTransformer2DModel,
+        captions: Sequence[Tensor],
+        images: Sequence[int],
+        height: int,
+        width: int,
+    ) -> None:
+        self._transformer = transformer
+        self._groups: list[_Group] = []
+        order: list[int] = []
+        for length in sorted({len(caption) for caption in captions}):
+            members = [i for i, caption in enumerate(captions) if len(caption) == length]
+            context = transformer.condition([captions[i] for i in members], height, width)
+            index = torch.tensor([images[i] for i in members], device=transformer.device)
+            self._groups.append(_Group(index, context))
+            order += members
+        # Where each entry's result lies among the results of the groups, one after the other.
+        self._positions = torch.tensor(order).argsort().to(transformer.device)
+
+    def velocity(self, latents: Tensor, time: Tensor) -> Tensor:
+        """Evaluate the transformer once for each entry.
+
+        Args:
+            latents: (B, F, h, w) float32.
+            time: model time, (1,) float32 on the transformer's device.
+
+        Returns:
+            (entries, F, h, w) float32, in the order of the entries.
+        """
+        latents = latents.to(self._transformer.dtype)
+        results = [
+            self._transformer(latents.index_select(0, group.images), time, group.context)
+            for group in self._groups
+        ]
+        return torch.cat(results).index_select(0, self._positions).float()
