@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -564,3 +566,19 @@ def test_generate_refuses(
     arguments: dict[str, Any] = {"prompt": ["a donut", "a hat"], **SMALL, **changes}
     with pytest.raises(ValueError, match=message):
         generate(**components, **arguments)
+
+
+def test_importing_the_package_is_cheap_and_every_name_resolves() -> None:
+    program = """
+import sys, zimage_core
+assert "torch" not in sys.modules
+assert all(getattr(zimage_core, name).__name__ == name for name in zimage_core.__all__)
+assert sorted(zimage_core.__all__) == dir(zimage_core)
+try:
+    zimage_core.Pipeline
+except AttributeError as error:
+    assert "no attribute 'Pipeline'" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

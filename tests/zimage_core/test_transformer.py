@@ -212,7 +212,8 @@ def test_bfloat16_is_no_further_from_float32_than_diffusers() -> None:
 
 def test_rms_norm_accumulates_in_float32() -> None:
     x = torch.full((1, 4096), 3.0, dtype=torch.bfloat16)
-    norm = make_model().layers[0].attention_norm1.__class__(4096, eps=1e-5).bfloat16()
+    assert isinstance(make_model().layers[0].attention_norm1, torch.nn.RMSNorm)
+    norm = torch.nn.RMSNorm(4096, eps=1e-5, dtype=torch.bfloat16)
     # A bfloat16 sum of 4096 nines would stop growing at 2048.
     assert norm(x).unique().tolist() == [1.0]
 
