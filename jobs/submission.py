@@ -13,27 +13,29 @@ import os
 import re
 import secrets
 import shlex
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from jobs.address import (
+    ADDRESS_VARIABLES,
+    CONNECT_SECONDS,
+    cluster_address,
+    unreachable_reason,
+)
 from jobs.config import JobConfig
 from jobs.errors import EXIT_INTERRUPTED, EXIT_OK, ClusterError, InputError
 from jobs.job_file import FLAGS, read_job
 from jobs.layers import Layers
 from jobs.upload import Upload, collect
 
-ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # as `ray job` reads them
-CONNECT_SECONDS = 5.0
 # Ray's own 3 s between SIGTERM and SIGKILL are too few to commit the batch under way.
 STOP_SECONDS = 120
 _UNREACHABLE = (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError)
@@ -99,20 +101,6 @@ def submit(
     return follow_job(client, where, submission) if follow else EXIT_OK
 
 
-def cluster_address(address: str | None) -> str:
-    """Return the address to submit to: the one given, else the environment's.
-
-    Raises `InputError`, which says how to give one, where there is none.
-    """
-    for candidate in (address, *(os.environ.get(name) for name in ADDRESS_VARIABLES)):
-        if candidate:
-            return candidate.rstrip("/")
-    raise InputError(
-        "no cluster to submit to: give --address http://HEAD:8265 or set RAY_ADDRESS "
-        "(`ray start --head` starts a cluster of this machine at http://127.0.0.1:8265)"
-    )
-
-
 def lost_on_the_way(config: JobConfig, layers: Layers, upload: Upload) -> list[str]:
     """Return one line for each part of a job that the cluster would not have.
 
@@ -170,21 +158,6 @@ def connect(address: str) -> JobSubmissionClient:
             return JobSubmissionClient(url)
     except (*_UNREACHABLE, AssertionError) as error:
         raise ClusterError(f"{address} is no Ray cluster that takes jobs: {error}") from error
-
-
-def unreachable_reason(address: str) -> str | None:
-    """Return why nothing listens at an address, None where something does or `auto` is asked."""
-    if address == "auto":
-        return None
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        port = parts.port or {"https": 443, "ray": 10001}.get(parts.scheme, 80)
-        if not parts.hostname:
-            return "no host is named"
-        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
 
 
 def send(

@@ -19,10 +19,11 @@ import psutil
 import pytest
 
 from jobs import submission
+from jobs.address import ADDRESS_VARIABLES, cluster_address
 from jobs.errors import ClusterError, InputError
 from jobs.job_file import JobFileError, read_job
 from jobs.resources import bundle_root
-from jobs.submission import cluster_address, connect, lost_on_the_way, submit
+from jobs.submission import connect, lost_on_the_way, submit
 from jobs.upload import collect
 
 BODY = (
@@ -142,7 +143,7 @@ def test_submit_reports_all_that_is_lost_before_it_connects(
 
 
 def test_address_is_the_flags_then_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in submission.ADDRESS_VARIABLES:
+    for name in ADDRESS_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="give --address http://HEAD:8265 or set RAY_ADDRESS"):
         cluster_address(None)
@@ -294,7 +295,7 @@ def ray_head() -> Iterator[str]:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        for name in submission.ADDRESS_VARIABLES:
+        for name in ADDRESS_VARIABLES:
             environment.pop(name, None)
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -426,3 +427,24 @@ def test_stopping_a_job_leaves_it_time_to_drain(
 @pytest.mark.ray
 def test_an_address_without_a_scheme_reaches_the_same_cluster(ray_head: str) -> None:
     assert connect(ray_head.removeprefix("http://")).get_version()
+
+
+@pytest.mark.ray
+def test_the_shipped_job_runs_from_an_uploaded_clone(
+    ray_head: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(bundle_root())
+    code = submit(
+        "jobs/avatars.yaml",
+        address=ray_head,
+        follow=True,
+        overlays=[Path("configs/z-image-tiny.yaml")],
+        sets=["sampling.num_inference_steps=1", "run.workers=1"],
+        flags={"output.uri": str(tmp_path / "out"), "prompts.count": 2},
+    )
+    assert code == 0, capfd.readouterr().out
+    images = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
+    assert images == ["avatars_00000000.png", "avatars_00000001.png"]

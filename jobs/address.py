@@ -1,0 +1,53 @@
+"""The address of a Ray cluster: which one is meant, and whether anything answers there.
+
+Needs no Ray, so that it can say what is wrong where Ray is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+from jobs.errors import InputError
+
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # as `ray job` reads them
+CONNECT_SECONDS = 5.0
+_PORTS = {"http": 80, "https": 443, "ray": 10001, "": 6379}
+
+
+def environment_address() -> str | None:
+    """Return the cluster that the environment names, None where it names none."""
+    for name in ADDRESS_VARIABLES:
+        if os.environ.get(name):
+            return os.environ[name]
+    return None
+
+
+def cluster_address(address: str | None) -> str:
+    """Return the address to submit to: the one given, else the environment's.
+
+    Raises `InputError`, which says how to give one, where there is none.
+    """
+    found = address or environment_address()
+    if found is None:
+        raise InputError(
+            "no cluster to submit to: give --address http://HEAD:8265 or set RAY_ADDRESS "
+            "(`ray start --head` starts a cluster of this machine at http://127.0.0.1:8265)"
+        )
+    return found.rstrip("/")
+
+
+def unreachable_reason(address: str) -> str | None:
+    """Return why nothing listens at an address; None where something does, or for `auto`."""
+    if address == "auto":
+        return None
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if not parts.hostname:
+            return "no host is named"
+        port = parts.port or _PORTS.get(parts.scheme, 80)
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
