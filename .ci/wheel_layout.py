@@ -10,6 +10,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+# What a package other than `jobs` reads as well, at a place of its own.
+COPIES = {"data/vocabularies": "prompt_generators/vocabularies"}
 BUNDLED = ["configs", "data", "jobs/avatars.yaml", "jobs/food.yaml", "jobs/gaming.yaml"]
 
 
@@ -21,3 +23,4 @@ class WheelLayoutHook(BuildHookInterface):
         if self.target_name == "wheel" and version == "standard":
             for path in BUNDLED:
                 build_data["force_include"][path] = f"jobs/bundled/{path}"
+            build_data["force_include"].update(COPIES)

@@ -131,7 +131,7 @@ def _model(prepared: Prepared) -> dict[str, Any]:
         "path": str(folder),
         "state": "complete",
         "repo": config.repo,
-        "parameters": summary.num_parameters,
+        "parameters": sum(summary.num_parameters.values()),
         "bytes": summary.num_bytes,
     }
 

@@ -132,7 +132,9 @@ class RayExecutor:
         options: dict[str, Any] = {"num_gpus": gpus_per_worker, "num_cpus": 1}
         if not self.gpus:
             options = {"num_cpus": threads_per_worker}
-        self._actor_class = ray.remote(max_restarts=0, max_task_retries=0, **options)(WorkerActor)
+        self._actor_class = ray.remote(
+            max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}, **options
+        )(WorkerActor)
 
     @property
     def num_workers(self) -> int:
@@ -261,9 +263,10 @@ class RayExecutor:
     def _add(self) -> None:
         name = f"w{self._counter}"
         self._counter += 1
-        actor = self._actor_class.options(  # a name in the dashboard and in `ray list actors`
-            name=f"zimage-{self.spec.nonce}-{name}", concurrency_groups={"control": 1}
-        ).remote(self.spec, name)
+        # the name is what the dashboard and `ray list actors` show
+        actor = self._actor_class.options(name=f"zimage-{self.spec.nonce}-{name}").remote(
+            self.spec, name
+        )
         worker = _Worker(name, actor, describing=actor.describe.remote())
         if self._settings is not None:
             worker.loading = actor.load.remote(self._settings)

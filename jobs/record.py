@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from jobs.config import JobConfig
@@ -122,10 +121,12 @@ def read_record(storage: Storage) -> JobRecord | None:
 def prompt_source(config: JobConfig) -> PromptSource:
     """What this job's prompts are made from. Raises ValueError, OSError as the generator does."""
     prompts = config.prompts
-    digest = hashlib.sha256()
-    for path in sorted(generator_source(prompts.generator)):
-        digest.update(path.name.encode() + b"\0")
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    # by name and content, not by folder: a clone and a wheel keep them in different places
+    files = sorted(
+        (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in generator_source(prompts.generator)
+    )
+    digest = hashlib.sha256(json.dumps(files).encode())
     profiles = None
     if prompts.profiles is not None:
         profiles = read_profiles(prompts.profiles, prompts.sheet).fingerprint

@@ -16,7 +16,11 @@ from itertools import accumulate
 from math import prod
 from pathlib import Path
 
-VOCABULARY_FOLDER = Path(__file__).parent / "vocabularies"
+_PACKAGE = Path(__file__).parent
+# Vocabularies are data that others share: `data/vocabularies` in a clone, a folder of this package
+# in a wheel, which has no place for a top-level `data`.
+_CLONE_FOLDER = _PACKAGE.parent / "data" / "vocabularies"
+VOCABULARY_FOLDER = _CLONE_FOLDER if _CLONE_FOLDER.is_dir() else _PACKAGE / "vocabularies"
 
 
 def stable_hash(*key: str | int) -> int:
