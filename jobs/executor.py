@@ -25,6 +25,7 @@ class WorkerSpec:
     output_uri: str
     epoch: int
     nonce: str  # of the epoch's claim: a worker that does not see it does not see the output
+    working_dir: str | None = None  # the driver's: where a generator's module may be
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ that the same job gives the same bytes on one worker or on many, now or in a res
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jobs.config import JobConfig, SamplingConfig
 from jobs.errors import InputError
@@ -132,9 +134,22 @@ def new_plan(start: int, stop: int, shard_size: int) -> JobPlan:
     return JobPlan((Extent(start, stop, 0, shard_size),))
 
 
-def job_generator(config: JobConfig) -> PromptGenerator:
-    """The job's prompt generator. Raises InputError with the table's or the options' fault."""
+def job_generator(config: JobConfig, working_dir: str | None = None) -> PromptGenerator:
+    """The job's prompt generator.
+
+    Args:
+        working_dir: where `package.module:Class` is looked up before anywhere else, as `python -m`
+            does; None for this process's own.
+
+    Raises:
+        InputError: with the table's or the options' fault.
+    """
     prompts = config.prompts
+    if ":" in prompts.generator:
+        folder = working_dir or str(Path.cwd())
+        # On another node of a cluster the folder may not be there: Ray puts its copy on the path.
+        if folder not in sys.path and Path(folder).is_dir():
+            sys.path.insert(0, folder)
     try:
         return make_generator(
             prompts.generator,

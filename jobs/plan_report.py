@@ -117,9 +117,8 @@ def _model(prepared: Prepared) -> dict[str, Any]:
             )
         return {"path": str(folder), "state": "missing", "repo": config.repo}
 
-    from zimage_core.weights import weights_fingerprint
-
     from zimage_core.loader import check_checkpoint
+    from zimage_core.weights import weights_fingerprint
 
     try:
         summary = check_checkpoint(folder)

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from jobs.cluster import connected
 from jobs.commits import Listing
@@ -325,7 +326,9 @@ def _executor(
     config: JobConfig, options: RunOptions, storage: Storage, epoch: Epoch
 ) -> Iterator[Executor]:
     uri = storage.uri if storage.root is None else str(storage.root)
-    spec = WorkerSpec(config.model_dump_json(), uri, epoch.number, epoch.nonce)
+    spec = WorkerSpec(
+        config.model_dump_json(), uri, epoch.number, epoch.nonce, working_dir=str(Path.cwd())
+    )
     if options.local:
         local = LocalExecutor(spec)
         try:

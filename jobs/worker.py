@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from zimage_core.weights import weights_fingerprint
 
 from jobs.config import JobConfig
 from jobs.errors import ErrorType, InputError, ModelError, StorageError
@@ -53,6 +52,7 @@ from zimage_core import (
     load_from_local_dir,
 )
 from zimage_core.images import to_uint8
+from zimage_core.weights import weights_fingerprint
 
 _WRITE_THREADS = 2
 _PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
@@ -144,7 +144,7 @@ class GenerationWorker:
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ModelError(f"the model cannot be loaded: {error}") from error
         self._pipeline = ZImagePipeline(**components)
-        self._generator = job_generator(self.config)
+        self._generator = job_generator(self.config, self.spec.working_dir)
         self.log.write(
             f"loaded {path} ({settings.dtype}, attention {settings.attention}) on {device} "
             f"in {time.perf_counter() - started:.1f} s"
