@@ -7,13 +7,21 @@ import logging
 import os
 import shutil
 import tempfile
+import sys
 from collections.abc import Iterator
-
-import ray
 
 from jobs.errors import ClusterError
 
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes; rows are all that passes through it
+
+
+def _set_loopback() -> None:
+    """The environment of a Ray that is started here, inherited by all its processes."""
+    # Ray turns 127.0.0.1 into the machine's outward address and listens on every interface, but
+    # for where it knows no clusters: this is the switch for that, whatever its name says.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # Otherwise a local Ray writes a token into the user's home.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
 @contextlib.contextmanager
@@ -33,11 +41,15 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
     Raises:
         ClusterError: the address does not answer, or no cluster can be started.
     """
+    address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" not in sys.modules and not address:
+        _set_loopback()
+    import ray  # after its environment is set: Ray reads it when it is imported
+
     if ray.is_initialized():
         yield "the Ray cluster of this process"
         return
-    address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -50,8 +62,6 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
         finally:
             ray.shutdown()
         return
-    # Without it a local Ray writes a token into the user's home.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     folder = tempfile.mkdtemp(prefix="zimage-", dir="/tmp")  # short: socket paths have a limit
     try:
         ray.init(
@@ -62,7 +72,6 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
             logging_level=logging.ERROR,
             log_to_driver=False,
             _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
         )
         yield "a Ray cluster of its own on loopback"
     except (ConnectionError, TimeoutError) as error:

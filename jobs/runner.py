@@ -336,13 +336,13 @@ def _executor(
         finally:
             local.stop()
         return
-    from jobs.ray_executor import RayExecutor
-
     run = config.run
     cpus = os.cpu_count() or 1
     if run.workers != "auto":
         cpus = max(cpus, run.workers * run.threads_per_worker)
     with connected(num_cpus=cpus) as cluster:
+        from jobs.ray_executor import RayExecutor
+
         executor = RayExecutor(
             spec,
             workers=run.workers,
