@@ -46,20 +46,11 @@ def parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run a job, or resume it")
     _job_arguments(run)
     run.add_argument("--local", action="store_true", help="in this process, without Ray")
-    run.add_argument(
-        "--limit", type=_positive, metavar="N", help="dry run: the first N samples, to OUTPUT-dry"
-    )
-    run.add_argument(
-        "--retry-failed", action="store_true", help="make the samples again that failed before"
-    )
-    run.add_argument(
-        "--accept-changes",
-        action="store_true",
-        help="make the samples again whose prompts changed since",
-    )
+    _run_arguments(run)
 
     submit = _command(commands, "submit", _submit, "run a job on a Ray cluster, through Ray Jobs")
     _job_arguments(submit)
+    _run_arguments(submit)
     submit.add_argument(
         "--address", metavar="URL", help="of the cluster's dashboard; default: RAY_ADDRESS"
     )
@@ -141,6 +132,20 @@ def _job_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--limit", type=_positive, metavar="N", help="dry run: the first N samples, to OUTPUT-dry"
+    )
+    command.add_argument(
+        "--retry-failed", action="store_true", help="make the samples again that failed before"
+    )
+    command.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="make the samples again whose prompts changed since",
+    )
+
+
 def _flags(args: argparse.Namespace) -> dict[str, object]:
     """Named flags as keys of the job file."""
     keys = {
@@ -187,8 +192,12 @@ def _run(args: argparse.Namespace) -> int:
 def _submit(args: argparse.Namespace) -> int:
     from jobs.submission import submit
 
+    arguments = [f"--limit={args.limit}"] if args.limit else []
+    arguments += ["--retry-failed"] * args.retry_failed
+    arguments += ["--accept-changes"] * args.accept_changes
     return submit(
         args.job,
+        arguments=arguments,
         address=args.address,
         follow=args.follow,
         overlays=args.config,

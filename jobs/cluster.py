@@ -6,8 +6,8 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 import sys
+import tempfile
 from collections.abc import Iterator
 
 from jobs.errors import ClusterError

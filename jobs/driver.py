@@ -186,6 +186,9 @@ class Driver:
                     self.report.say(words)
             case LoadFailed():
                 self._load_error = event.message
+                if self.executor.num_workers:
+                    node = event.info.node if event.info else "its node"
+                    self.report.say(f"worker {event.worker} on {node} left aside: {event.message}")
                 self.epoch.event("load_failed", worker=event.worker, message=event.message)
 
     def _check_workers(self) -> None:

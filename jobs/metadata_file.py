@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import tempfile
 from pathlib import Path
 
@@ -14,6 +16,19 @@ from jobs.storage import Storage
 
 PATH = "metadata.parquet"
 _ROW_GROUP = 50_000
+_PARTS_KEY = b"zimage_parts"  # tells whether a crash came between the last commit and this file
+
+
+def is_current(storage: Storage, listing: Listing) -> bool:
+    """Whether the file was written after the last commit. Raises StorageError."""
+    content = storage.get(PATH)
+    if content is None:
+        return not listing.parts
+    try:
+        metadata = pq.read_schema(io.BytesIO(content)).metadata or {}
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return bool(metadata.get(_PARTS_KEY) == _parts_digest(listing))
 
 
 def write_metadata(storage: Storage, listing: Listing) -> int:
@@ -25,6 +40,7 @@ def write_metadata(storage: Storage, listing: Listing) -> int:
     if not order:
         return 0
     schema = manifest.unify(listing.schemas())
+    schema = schema.with_metadata({**schema.metadata, _PARTS_KEY: _parts_digest(listing)})
     rows = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PATH
@@ -40,3 +56,8 @@ def write_metadata(storage: Storage, listing: Listing) -> int:
                 writer.write_table(pa.concat_tables(group))
         storage.put(PATH, path)
     return rows
+
+
+def _parts_digest(listing: Listing) -> bytes:
+    names = sorted(str(part) for parts in listing.parts.values() for part in parts)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest().encode()

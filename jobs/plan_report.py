@@ -117,13 +117,13 @@ def _model(prepared: Prepared) -> dict[str, Any]:
             )
         return {"path": str(folder), "state": "missing", "repo": config.repo}
 
+    from jobs.fingerprint import node_fingerprint
     from zimage_core.loader import check_checkpoint
-    from zimage_core.weights import weights_fingerprint
 
     try:
         summary = check_checkpoint(folder)
         if prepared.record is not None:
-            check_weights(prepared.storage, prepared.record, weights_fingerprint(folder))
+            check_weights(prepared.storage, prepared.record, node_fingerprint(folder))
     except (ValueError, OSError) as error:
         raise ModelError(str(error)) from error
     return {

@@ -29,7 +29,7 @@ from jobs.errors import (
 )
 from jobs.executor import Executor, Settings, WorkerInfo, WorkerSpec
 from jobs.local_executor import LocalExecutor
-from jobs.metadata_file import write_metadata
+from jobs.metadata_file import is_current, write_metadata
 from jobs.plan import JobPlan, job_generator, lost_sample, new_plan, num_prompts
 from jobs.progress import ProgressReport, duration
 from jobs.record import (
@@ -363,15 +363,13 @@ def _nothing_to_make(prepared: Prepared) -> int:
     """A run with nothing left to do: mend metadata.parquet if a crash left it out of date."""
     storage, listing = prepared.storage, prepared.resume.listing
     if prepared.config.model.folder.is_dir() and prepared.record is not None:
-        from zimage_core.weights import weights_fingerprint
+        from jobs.fingerprint import node_fingerprint
 
         try:
-            check_weights(
-                storage, prepared.record, weights_fingerprint(prepared.config.model.folder)
-            )
+            check_weights(storage, prepared.record, node_fingerprint(prepared.config.model.folder))
         except (ValueError, OSError) as error:
             raise InputError(f"model.path: {error}") from error
-    if not storage.exists("metadata.parquet"):
+    if not is_current(storage, listing):
         write_metadata(storage, listing)
     return _summary(prepared, listing, 0.0, StopRequest())
 

@@ -31,6 +31,7 @@ from jobs.executor import (
     WorkerInfo,
     WorkerSpec,
 )
+from jobs.fingerprint import node_fingerprint
 from jobs.manifest import BatchMode
 from jobs.plan import (
     PromptError,
@@ -52,7 +53,6 @@ from zimage_core import (
     load_from_local_dir,
 )
 from zimage_core.images import to_uint8
-from zimage_core.weights import weights_fingerprint
 
 _WRITE_THREADS = 2
 _PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
@@ -104,7 +104,7 @@ class GenerationWorker:
 
     def fingerprint(self) -> str:
         """Content hash of the weights; fetches them first where the job says from where."""
-        return weights_fingerprint(self._weights())
+        return node_fingerprint(self._weights())
 
     def load(self, settings: Settings) -> None:
         """Load model and generator, and see that the output is the driver's.
@@ -119,7 +119,7 @@ class GenerationWorker:
         self._check_output()
         torch.set_num_threads(settings.threads_per_worker)
         path = self._weights()
-        found = weights_fingerprint(path)
+        found = node_fingerprint(path)
         if found != settings.model_fingerprint:
             raise ModelError(
                 f"{path} on {socket.gethostname()} holds other weights than the job's: "

@@ -128,24 +128,19 @@ DISHES = {
     "sushi platter": "寿司",
     "ramen": "ラーメン",
     "tacos": "tacos",
-    "pancakes": "Eierkuchen",
-    "croissant": "croissant",
+    "pancakes": "crêpes épaisses",
+    "fried egg": "τηγανητό αυγό",
     "tomato soup": "ντοματόσουπα",
     "chocolate cake": "Schokoladentorte",
-    "falafel": "فلافل",
     "macarons": "macarons",
-    "pad thai": "ผัดไทย",
-    "pierogi": "pierogi",
     "borscht": "борщ",
-    "crème brûlée": "crème brûlée",
-    "jollof rice": "jollof",
 }
 
 
 def dish(dice: Dice, number: int) -> Row:
     """A row of food."""
     name = dice.pick(list(DISHES))
-    soup = name in {"ramen", "tomato soup", "borscht", "jollof rice"}
+    soup = name in {"ramen", "tomato soup", "borscht"}
     sweet = name in {"donut", "cupcake", "ice cream cone", "macarons"}
     return {
         "id": number,
@@ -161,7 +156,7 @@ def dish(dice: Dice, number: int) -> Row:
         "style": dice.maybe(0.3, ["food photography", "flat illustration", "cartoon style"]),
         "price": dice.whole(8, 90) / 4,
         "kcal": dice.maybe(0.85, range(60, 900)),
-        "vegetarian": name not in {"burger", "sushi platter", "ramen", "tacos", "pad thai"},
+        "vegetarian": name not in {"burger", "sushi platter", "ramen", "tacos", "borscht"},
         "on_menu_since": dice.date(2020),
     }
 
@@ -170,7 +165,7 @@ def dessert(dice: Dice, number: int) -> Row:
     """A row of food in which every cell is filled."""
     return {
         "id": f"D{number:02}",
-        "dish": dice.pick(["donut", "cupcake", "macarons", "chocolate cake", "fruit tart"]),
+        "dish": dice.pick(["donut", "cupcake", "macarons", "chocolate cake", "ice cream cone"]),
         "main_color": dice.pick(["pink", "yellow", "mint-green", "white"]),
         "plate": "pink plate",
         "background": dice.pick(["sky blue", "plain white"]),
@@ -178,8 +173,8 @@ def dessert(dice: Dice, number: int) -> Row:
     }
 
 
-ITEMS = ["sword", "shield", "potion", "gem", "coin", "heart", "slime", "game controller", "bow"]
-ITEMS += ["staff", "helmet", "ring", "treasure chest", "key", "scroll", "axe", "boots", "lantern"]
+ITEMS = ["sword", "shield", "potion", "gem", "coin", "heart", "slime", "game controller"]
+ITEMS += ["staff", "helmet", "ring", "treasure chest", "key", "axe"]
 
 
 def item(dice: Dice, number: int) -> Row:
@@ -191,7 +186,7 @@ def item(dice: Dice, number: int) -> Row:
         "name": dice.maybe(0.3, ["Éclair", "Dämmerung", "雷の剣", "Сумрак", "نور", "Ὀμφαλός"]),
         "category": None,
         "rarity": dice.pick(["common", "common", "uncommon", "rare", "epic", "legendary"]),
-        "material": dice.maybe(0.2, ["crystal", "gold"]),
+        "material": dice.maybe(0.2, ["crystal", "ancient"]),
         "color": dice.maybe(0.8, ["red", "blue", "green", "purple", "yellow", "white", "black"]),
         "effect": dice.maybe(
             0.5, ["none", "glowing softly", "wreathed in fire", "floating sparks"]

@@ -1,0 +1,46 @@
+"""The content hash of a checkpoint, computed once on each node and not again by each worker.
+
+Hashing 20 GB takes longer than loading them. Files are taken for unchanged while their path, size
+and time of modification are; small checkpoints are hashed each time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from zimage_core.loader import checkpoint_files
+from zimage_core.weights import weights_fingerprint
+
+_REMEMBER_FROM = 1_000_000_000  # bytes
+
+
+def node_fingerprint(model_dir: Path) -> str:
+    """`zimage_core.weights.weights_fingerprint`, remembered in this node's temporary folder.
+
+    Workers that ask at the same time wait for the first of them.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint.
+        OSError: it cannot be read.
+    """
+    stats = [(str(path.resolve()), path.stat()) for path in checkpoint_files(model_dir)]
+    if sum(stat.st_size for _, stat in stats) < _REMEMBER_FROM:
+        return weights_fingerprint(model_dir)
+    key = json.dumps([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    folder = Path(tempfile.gettempdir()) / f"zimage-fingerprints-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        return weights_fingerprint(model_dir)  # not ours to trust
+    with (folder / hashlib.sha256(key.encode()).hexdigest()).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = file.read()
+        if not known:
+            known = weights_fingerprint(model_dir)
+            file.write(known)
+        return known
