@@ -10,8 +10,9 @@ The layout is diffusers': `model_index.json` and the folders `scheduler`, `token
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from zimage_core.config import (
     read_json_object,
 )
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
-from zimage_core.text_encoder import TextEncoder, full_model_shapes
+from zimage_core.text_encoder import TextEncoder, full_model_shapes, text_encoder_shapes
 from zimage_core.transformer import ZImageTransformer2DModel
 from zimage_core.weight_files import StoredTensor, find_weight_files, read_header, refuse_all
 
@@ -55,16 +56,16 @@ _STEMS = {
 
 @dataclass(frozen=True)
 class Component:
-    """One model of a checkpoint: an empty module and the tensors that fill it.
+    """One model of a checkpoint: how to make its module and the tensors that fill it.
 
     Attributes:
-        module: on the meta device, in no particular dtype.
+        make_module: makes it on the meta device, in no particular dtype.
         files: weight files and, where there are several, their index.
         tensors: by key of the module's state dict, complete and of the right shapes.
         prefix: what the files put in front of each key.
     """
 
-    module: nn.Module
+    make_module: Callable[[], nn.Module]
     files: tuple[Path, ...]
     tensors: Mapping[str, StoredTensor]
     prefix: str
@@ -182,11 +183,14 @@ def _open_component(folder: Path, stem: str, config: Any, model: type[nn.Module]
         stored.update(header)
     refuse_all(problems)
 
-    with torch.device("meta"), _NoInitialisation():
-        module = model(config)
-    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    make_module = partial(_make_empty, model, config)
     prefix, ignored = "", {}
-    if isinstance(config, TextEncoderConfig):
+    if not isinstance(config, TextEncoderConfig):
+        state = make_module().state_dict()
+        expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    else:
+        # Building this one imports transformers.
+        expected = text_encoder_shapes(config)
         # Published as the causal model (`model.layers...`), saved by others without the prefix.
         prefix = "model." if any(key.startswith("model.") for key in stored) else ""
         ignored = {
@@ -212,7 +216,13 @@ def _open_component(folder: Path, stem: str, config: Any, model: type[nn.Module]
         if key not in allowed
     ]
     refuse_all(problems)
-    return Component(module, tuple(files), {key: stored[prefix + key] for key in expected}, prefix)
+    tensors = {key: stored[prefix + key] for key in expected}
+    return Component(make_module, tuple(files), tensors, prefix)
+
+
+def _make_empty(model: type[nn.Module], config: Any) -> nn.Module:
+    with torch.device("meta"), _NoInitialisation():
+        return model(config)
 
 
 class _NoInitialisation(TorchFunctionMode):

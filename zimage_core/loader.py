@@ -131,7 +131,7 @@ def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> No
 
 
 def _fill(component: Component, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Read the tensors of a component into its empty module."""
+    """Make the module of a component and read its tensors into it."""
     keys_of_file: dict[Path, list[str]] = {}
     for key, tensor in component.tensors.items():
         keys_of_file.setdefault(tensor.file, []).append(key)
@@ -146,6 +146,6 @@ def _fill(component: Component, device: torch.device, dtype: torch.dtype) -> nn.
                     state[key] = stored.to(dtype, copy=device.type == "cpu")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    module = component.module
+    module = component.make_module()
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()

@@ -4,17 +4,17 @@ Z-Image conditions on `hidden_states[-2]` of Qwen3: what the last layer but one 
 final norm. So the last layer, the final norm and the language head do not exist here: they are
 neither loaded nor run. Attribute names are the keys of transformers' `Qwen3Model`.
 
-Shapes: B prompts, L tokens of the longest, D hidden size, H heads, E channels of a head.
+Shapes: B prompts, L tokens of the longest, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zimage_core.config import CheckpointError, TextEncoderConfig, read_json
@@ -31,6 +31,10 @@ _TOKENIZER_SETTINGS = (
 class TextEncoder(nn.Module):
     """Causal Qwen3 transformer without its last layer.
 
+    `Qwen3Model` of transformers computes. It is registered here by its parts, so that the keys are
+    its own, and so that `.to()` does not reach the rotary frequencies, which no checkpoint holds
+    and which a cast to bfloat16 would spoil.
+
     Args:
         config: architecture of the whole model, as `text_encoder/config.json` gives it; one layer
             less is built.
@@ -38,21 +42,43 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config) for _ in range(config.num_hidden_layers - 1)
+        # Imported here: this costs more than a second, and checking a checkpoint does without.
+        from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+        from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RotaryEmbedding
+
+        values = {key: value for key, value in asdict(config).items() if value is not None}
+        # Every layer attends fully, as `TextEncoderConfig` makes sure of.
+        del values["model_type"], values["num_hidden_layers"]
+        values.pop("layer_types", None)
+        # `rope_theta` is what transformers 4 reads, `rope_parameters` what 5 does.
+        rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+        settings = Qwen3Config(
+            **values,
+            num_hidden_layers=config.num_hidden_layers - 1,
+            rope_parameters=rope,
+            attn_implementation="sdpa",
         )
+        model = Qwen3Model(settings)
+        model.norm = nn.Identity()
+        # Real numbers also where the weights are still empty, on the meta device.
+        with torch.device("cpu"):
+            model.rotary_emb = Qwen3RotaryEmbedding(settings)
+        self.config = config
+        self.embed_tokens = model.embed_tokens
+        self.layers = model.layers
+        self._qwen3 = (model,)  # in a tuple, which hides it from `nn.Module`
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.embed_tokens.weight.device
+        device: torch.device = self.embed_tokens.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights and of the features."""
-        return self.embed_tokens.weight.dtype
+        dtype: torch.dtype = self.embed_tokens.weight.dtype
+        return dtype
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compute the features of tokens.
@@ -66,91 +92,54 @@ class TextEncoder(nn.Module):
         Returns:
             (B, L, D) in the model's dtype; rows of padding hold nothing of use.
         """
-        x: Tensor = self.embed_tokens(input_ids)
-        rope = _rope_table(
-            input_ids.shape[1], self.config.head_dim, self.config.rope_theta, x.device
-        ).to(x.dtype)
-        mask = None if attention_mask is None else _causal_mask(attention_mask)
-        for layer in self.layers:
-            x = layer(x, rope, mask)
-        return x
-
-
-class DecoderLayer(nn.Module):
-    """Attention and gated MLP, each on a normed copy of the stream and added to it."""
-
-    def __init__(self, config: TextEncoderConfig) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, D) to the same shape; `rope` is (2, L, E), `mask` (B, 1, L, L) or None."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
-
-
-class Attention(nn.Module):
-    """Causal attention; several query heads share a key head, queries and keys are normed."""
-
-    def __init__(self, config: TextEncoderConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.queries_per_key = config.num_attention_heads // config.num_key_value_heads
-        width, bias = config.hidden_size, config.attention_bias
-        query_width = config.num_attention_heads * config.head_dim
-        key_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, query_width, bias=bias)
-        self.k_proj = nn.Linear(width, key_width, bias=bias)
-        self.v_proj = nn.Linear(width, key_width, bias=bias)
-        self.o_proj = nn.Linear(query_width, width, bias=bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, D) to the same shape; `rope` is (2, L, E), `mask` (B, 1, L, L) or None."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = _rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rope)
-        k = _rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rope)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
-        # Repeated by hand: `enable_gqa` would leave some devices without a fused kernel.
-        k = k.repeat_interleave(self.queries_per_key, dim=1)
-        v = v.repeat_interleave(self.queries_per_key, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return projected
-
-
-class MLP(nn.Module):
-    """Gated feed-forward: down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: TextEncoderConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to the same shape."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+        (model,) = self._qwen3
+        model.rotary_emb.to(input_ids.device)
+        features: Tensor = model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        return features
 
 
 def full_model_shapes(config: TextEncoderConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of `Qwen3Model`, the last layer and the final norm included."""
-    with torch.device("meta"):
-        layer = DecoderLayer(config).state_dict()
+    width, mlp = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    # Out and in features of the linear layers.
+    attention = {
+        "q_proj": (queries, width),
+        "k_proj": (keys, width),
+        "v_proj": (keys, width),
+        "o_proj": (width, queries),
+    }
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+        "self_attn.q_norm.weight": (config.head_dim,),
+        "self_attn.k_norm.weight": (config.head_dim,),
+        "mlp.gate_proj.weight": (mlp, width),
+        "mlp.up_proj.weight": (mlp, width),
+        "mlp.down_proj.weight": (width, mlp),
+        **{f"self_attn.{name}.weight": shape for name, shape in attention.items()},
+    }
+    if config.attention_bias:
+        layer |= {f"self_attn.{name}.bias": shape[:1] for name, shape in attention.items()}
     return {
-        "embed_tokens.weight": (config.vocab_size, config.hidden_size),
+        "embed_tokens.weight": (config.vocab_size, width),
         **{
-            f"layers.{i}.{key}": tuple(tensor.shape)
+            f"layers.{i}.{key}": shape
             for i in range(config.num_hidden_layers)
-            for key, tensor in layer.items()
+            for key, shape in layer.items()
         },
-        "norm.weight": (config.hidden_size,),
+        "norm.weight": (width,),
+    }
+
+
+def text_encoder_shapes(config: TextEncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of `TextEncoder`, found without building one."""
+    unused = ("norm.weight", f"layers.{config.num_hidden_layers - 1}.")
+    return {
+        key: shape for key, shape in full_model_shapes(config).items() if not key.startswith(unused)
     }
 
 
@@ -260,34 +249,6 @@ def encode_prompts(
     features = text_encoder(padded.to(text_encoder.device))
     # Copies, so that one prompt's features do not keep the whole batch in memory.
     return [row[: len(own)].to(device, copy=True) for row, own in zip(features, ids, strict=True)]
-
-
-def _causal_mask(attention_mask: Tensor) -> Tensor:
-    """(B, L), true where real, to (B, 1, L, L), true where row may look at column."""
-    length = attention_mask.shape[1]
-    device = attention_mask.device
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    # A token sees itself even where it is padding: a row without any key would give NaN.
-    itself = torch.eye(length, dtype=torch.bool, device=device)
-    mask: Tensor = causal & (attention_mask[:, None, None, :].bool() | itself)
-    return mask
-
-
-def _rope_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
-    """Cosines and sines, (2, L, E) float32, for positions 0 to L - 1."""
-    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
-    inverse_frequencies = torch.pow(theta, channels / head_dim).reciprocal()
-    positions = torch.arange(length, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, inverse_frequencies).repeat(1, 2)
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-def _rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate channel i of (B, H, L, E) with channel i + E / 2, by its position's angle."""
-    cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    rotated: Tensor = x * cos + torch.cat((-second, first), dim=-1) * sin
-    return rotated
 
 
 def _token(value: Any) -> str:

@@ -1,5 +1,7 @@
 """The text encoder computes transformers' `hidden_states[-2]`; batches equal singles."""
 
+import copy
+
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3Model
@@ -9,7 +11,9 @@ from zimage_core.text_encoder import (
     TextEncoder,
     apply_template,
     encode_prompts,
+    full_model_shapes,
     load_tokenizer,
+    text_encoder_shapes,
     tokenize,
 )
 from zimage_core.tiny.tokenizer import save_tokenizer
@@ -119,6 +123,45 @@ def test_bfloat16_stays_near_transformers(models):
         assert relative(features.float(), reference) < 0.05
     finally:
         ours.float()
+
+
+def test_shapes_are_those_of_the_modules(models):
+    for shapes, model in zip((text_encoder_shapes, full_model_shapes), models, strict=True):
+        state = model.state_dict()
+        assert shapes(models[0].config) == {key: tuple(state[key].shape) for key in state}
+
+
+@torch.no_grad()
+def test_empty_encoder_filled_and_cast_keeps_exact_rotary_frequencies(models):
+    original, _ = models
+    config, state = original.config, original.state_dict()
+    with torch.device("meta"):
+        encoder = TextEncoder(config)
+    encoder.load_state_dict(state, assign=True)
+    (row,) = random_ids(90)
+    assert torch.equal(encoder(row[None]), original(row[None]))
+    # As of the checkpoint's JSON, whatever transformers takes for granted: far from the start of
+    # a prompt a cast to bfloat16 would turn queries and keys by a wrong angle.
+    encoder.to(torch.bfloat16)
+    encoder(row[None])
+    (model,) = encoder._qwen3
+    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
+    expected = (config.rope_theta ** (-channels / config.head_dim)).float()
+    assert model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.allclose(model.rotary_emb.inv_freq, expected, rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_copies_compute_with_their_own_weights(models):
+    ours, _ = models
+    (row,) = random_ids(5)
+    before = ours(row[None])
+    twin = copy.deepcopy(ours)
+    assert torch.equal(twin(row[None]), before)
+    for parameter in twin.parameters():
+        parameter.zero_()
+    assert not twin(row[None]).any()
+    assert torch.equal(ours(row[None]), before)
 
 
 def test_template_is_the_one_of_qwen3(tokenizer):
