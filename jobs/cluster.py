@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from jobs.address import unreachable_reason
 from jobs.errors import ClusterError
 
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes; rows are all that passes through it
@@ -51,6 +52,14 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
         yield "the Ray cluster of this process"
         return
     if address:
+        if address.startswith(("http://", "https://")):
+            raise ClusterError(
+                f"RAY_ADDRESS: {address!r}: a dashboard, to which `zimage submit` sends jobs; "
+                "allowed here: HEAD:6379, ray://HEAD:10001 or auto"
+            )
+        reason = unreachable_reason(address)  # Ray itself would try for minutes
+        if reason is not None:
+            raise ClusterError(f"RAY_ADDRESS: {address!r}: no Ray cluster answers: {reason}")
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

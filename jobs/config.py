@@ -30,6 +30,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from jobs.layers import Layers
+
 MAX_INT64 = 2**63 - 1
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 URI_SCHEMES = ("s3", "gs", "az")
@@ -54,14 +56,20 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _check_pixels(pixels: int) -> int:
+def pixels_fault(pixels: int) -> str | None:
+    """Return what is wrong with a width or height, with the nearest ones; None if nothing is."""
     below = pixels // PIXEL_MULTIPLE * PIXEL_MULTIPLE
     if pixels < PIXEL_MULTIPLE:
-        raise _fail(f"too small; nearest: {PIXEL_MULTIPLE}")
+        return f"too small; nearest: {PIXEL_MULTIPLE}"
     if below != pixels:
-        raise _fail(
-            f"not divisible by {PIXEL_MULTIPLE}; nearest: {below} or {below + PIXEL_MULTIPLE}"
-        )
+        return f"not divisible by {PIXEL_MULTIPLE}; nearest: {below} or {below + PIXEL_MULTIPLE}"
+    return None
+
+
+def _check_pixels(pixels: int) -> int:
+    fault = pixels_fault(pixels)
+    if fault is not None:
+        raise _fail(fault)
     return pixels
 
 
@@ -260,6 +268,7 @@ class JobConfig(_Section):
 
     _files: tuple[Path, ...] = PrivateAttr(default=())
     _source: Path | None = PrivateAttr(default=None)
+    _layers: Layers | None = PrivateAttr(default=None)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -270,6 +279,11 @@ class JobConfig(_Section):
     def source(self) -> Path | None:
         """The job file itself; None for a config that was not read from one."""
         return self._source
+
+    def place(self, key: str) -> str:
+        """Return `FILE: key`, or `--flag: key`: who set a dotted key, as an error begins."""
+        keys = tuple(key.split("."))
+        return key if self._layers is None else self._layers.origin(keys).place(keys)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobConfig):

@@ -225,7 +225,8 @@ class Driver:
             return None
         return FailureRateError(
             f"stopped: {failed} of {ended} samples failed, more than run.max_failure_rate "
-            f"{limit:g} allows"
+            f"{limit:g} allows; see `zimage status {self.storage.uri}`, mend the cause and run "
+            "again with --retry-failed"
         )
 
     def _row(self, commit: Commit, outcome: Outcome) -> ManifestRow:

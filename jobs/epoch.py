@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -28,6 +29,7 @@ HEARTBEAT = 10.0  # seconds between two rewrites of the newest event file
 DEAD_AFTER = 60.0  # seconds without one after which a driver on another host is dead
 _MAX_FILE = 256 * 1024  # bytes after which the next event file begins
 _TRIES = 100
+_NAME = re.compile(r"\d{6,}-\d{5,}\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Epoch:
 
 def newest_claim(storage: Storage) -> Claim | None:
     """The claim of the highest epoch, or None for an output without any. Raises StorageError."""
-    names = sorted(n for n in storage.names(FOLDER) if n.endswith(".jsonl"))
+    names = _event_files(storage)
     if not names:
         return None
     epoch = int(names[-1].split("-")[0])
@@ -137,8 +139,7 @@ def newest_claim(storage: Storage) -> Claim | None:
     last: dict[str, Any] | None = None
     ended = False
     for name in dict.fromkeys((files[0], files[-1])):
-        for line in (storage.get(f"{FOLDER}/{name}") or b"").splitlines():
-            entry = json.loads(line)
+        for entry in _read_event_file(storage, name):
             first = first or entry
             last = entry
             ended = ended or entry["event"] == "end"
@@ -206,12 +207,33 @@ def event_path(epoch: int, number: int) -> str:
 def read_events(storage: Storage) -> list[dict[str, Any]]:
     """All events of an output in order, heartbeats left out. Raises StorageError."""
     events = []
-    for name in sorted(n for n in storage.names(FOLDER) if n.endswith(".jsonl")):
-        for line in (storage.get(f"{FOLDER}/{name}") or b"").splitlines():
-            entry = json.loads(line)
+    for name in _event_files(storage):
+        for entry in _read_event_file(storage, name):
             if entry["event"] != "heartbeat":
                 events.append({"epoch": int(name.split("-")[0]), **entry})
     return events
+
+
+def _event_files(storage: Storage) -> list[str]:
+    """Names of all event files in order; what else someone keeps in the folder is not ours."""
+    return sorted(name for name in storage.names(FOLDER) if _NAME.fullmatch(name))
+
+
+def _read_event_file(storage: Storage, name: str) -> list[dict[str, Any]]:
+    """The events of one file. Raises StorageError for a damaged one."""
+    entries: list[dict[str, Any]] = []
+    for line in (storage.get(f"{FOLDER}/{name}") or b"").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not {"event", "time"} <= entry.keys():
+            raise StorageError(
+                f"{storage.uri}/{FOLDER}/{name}: line {len(entries) + 1} is damaged; where no "
+                "driver is running, delete the file and run again"
+            )
+        entries.append(entry)
+    return entries
 
 
 def _now() -> str:

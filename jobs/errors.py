@@ -53,6 +53,10 @@ class StorageError(JobError):
     """The output cannot be read or written: exit 5."""
 
 
+class StorageUnusableError(StorageError):
+    """No rights, a full or a read-only disk: trying again cannot help."""
+
+
 class OutputInUseError(JobError):
     """Another driver that is alive owns the output: exit 6."""
 

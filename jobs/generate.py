@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any, cast
 
+from jobs.config import pixels_fault
 from jobs.errors import EXIT_OK, InputError, ModelError
 
 _SUFFIXES: dict[str, dict[str, Any]] = {
@@ -29,6 +30,10 @@ def generate_file(args: argparse.Namespace) -> int:
         raise InputError(f"--output: {args.output}: allowed: {', '.join(_SUFFIXES)}")
     if not args.output.absolute().parent.is_dir():
         raise InputError(f"--output: {args.output}: no such folder: {args.output.parent}")
+    for flag, pixels in (("--width", args.width), ("--height", args.height)):
+        fault = pixels_fault(pixels)
+        if fault is not None:
+            raise InputError(f"{flag}: {pixels}: {fault}")
     if not args.model.is_dir():
         raise InputError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
 

@@ -95,6 +95,7 @@ def read_job(
         raise JobFileError(layers.problems)
     config._files = tuple(dict.fromkeys(reader.files))
     config._source = reader.source
+    config._layers = layers
     return config, layers
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 
 from jobs import manifest
 from jobs.commits import Listing
+from jobs.errors import StorageError
 from jobs.storage import Storage
 
 PATH = "metadata.parquet"
@@ -42,8 +45,8 @@ def write_metadata(storage: Storage, listing: Listing) -> int:
     schema = manifest.unify(listing.schemas())
     schema = schema.with_metadata({**schema.metadata, _PARTS_KEY: _parts_digest(listing)})
     rows = 0
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PATH
+    with _scratch() as folder:
+        path = folder / PATH
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             group: list[pa.Table] = []
             for _, table in listing.current_tables(order):
@@ -56,6 +59,19 @@ def write_metadata(storage: Storage, listing: Listing) -> int:
                 writer.write_table(pa.concat_tables(group))
         storage.put(PATH, path)
     return rows
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        place = tempfile.gettempdir()
+        raise StorageError(
+            f"{PATH} is put together in {place}, which cannot be written: {error}; set TMPDIR to "
+            "another folder and run again"
+        ) from error
 
 
 def _parts_digest(listing: Listing) -> bytes:

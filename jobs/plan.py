@@ -11,12 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.config import JobConfig, SamplingConfig
+from jobs.config import JobConfig, SamplingConfig, pixels_fault
 from jobs.errors import InputError
-from prompt_generators import PromptGenerator, generator_length, make_generator, prompt_at
+from prompt_generators import (
+    ProfileError,
+    PromptGenerator,
+    generator_length,
+    make_generator,
+    prompt_at,
+)
 
 MAX_SEED = 2**63  # seeds are int64 in the manifest and wrap here
-SIZE_MULTIPLE = 16
 CAPTION_MULTIPLE = 32
 
 
@@ -157,8 +162,10 @@ def job_generator(config: JobConfig, working_dir: str | None = None) -> PromptGe
             sheet=prompts.sheet,
             options=dict(prompts.options),
         )
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
+    except (ProfileError, OSError) as error:
+        raise InputError(f"{config.place('prompts.profiles')}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{config.place('prompts.generator')}: {error}") from error
 
 
 def num_prompts(config: JobConfig, generator: PromptGenerator) -> int:
@@ -171,27 +178,27 @@ def num_prompts(config: JobConfig, generator: PromptGenerator) -> int:
     try:
         length = generator_length(generator)
     except ValueError as error:
-        raise InputError(f"prompts.generator: {error}") from error
+        raise InputError(f"{config.place('prompts.generator')}: {error}") from error
+    start, count = config.place("prompts.start"), config.place("prompts.count")
+    name = f"generator {prompts.generator!r}"
     if length is None:
         if prompts.count is None:
             raise InputError(
-                f"prompts.count: null: generator {prompts.generator!r} is endless; allowed: a "
-                "whole number, 1 or more"
+                f"{count}: null: {name} is endless; allowed: a whole number, 1 or more"
             )
         return prompts.count
     available = length - prompts.start
     if available < 1:
         raise InputError(
-            f"prompts.start: {prompts.start}: generator {prompts.generator!r} has {length} "
-            f"prompts; allowed: 0 to {max(length - 1, 0)}"
+            f"{start}: {prompts.start}: {name} has {length} prompts; allowed: 0 to "
+            f"{max(length - 1, 0)}"
         )
     if prompts.count is None:
         return available
     if prompts.count > available:
         raise InputError(
-            f"prompts.count: {prompts.count}: generator {prompts.generator!r} has {length} "
-            f"prompts, {available} of them from prompts.start {prompts.start} on; allowed: "
-            f"1 to {available}, or null for all"
+            f"{count}: {prompts.count}: {name} has {length} prompts, {available} of them from "
+            f"prompts.start {prompts.start} on; allowed: 1 to {available}, or null for all"
         )
     return prompts.count
 
@@ -208,7 +215,7 @@ def make_sample(
     prompt_index, k = divmod(index, sampling.images_per_prompt)
     try:
         prompt = prompt_at(generator, prompt_index)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PromptError(
             f"generate_prompt({prompt_index}) raised {type(error).__name__}: {error}"
         ) from error
@@ -226,12 +233,9 @@ def make_sample(
     width = prompt.width if prompt.width is not None else sampling.width
     height = prompt.height if prompt.height is not None else sampling.height
     for side, value in (("width", width), ("height", height)):
-        if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
-            down = max(SIZE_MULTIPLE, value // SIZE_MULTIPLE * SIZE_MULTIPLE)
-            raise PromptError(
-                f"generate_prompt({prompt_index}): {side} {value} is not divisible by "
-                f"{SIZE_MULTIPLE}; nearest: {down} and {down + SIZE_MULTIPLE}"
-            )
+        fault = pixels_fault(value)
+        if fault is not None:
+            raise PromptError(f"generate_prompt({prompt_index}): {side} {value}: {fault}")
     seed = sampling.seed + index if prompt.seed is None else prompt.seed + k
     negative = prompt.negative_text
     return Sample(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from jobs.config import JobConfig
-from jobs.errors import EXIT_OK, InputError, ModelError
+from jobs.errors import EXIT_OK, InputError, ModelError, StorageError
 from jobs.plan import PromptError, make_sample
-from jobs.progress import duration
+from jobs.progress import counted, duration
 from jobs.record import check_weights
 from jobs.runner import Prepared, RunOptions, output_uri, prepare
 
@@ -82,8 +83,8 @@ def format_plan(report: dict[str, Any]) -> str:
     model, disk, time = report["model"], report["disk"], report["time"]
     free = f", {_size(disk['free_bytes'])} free" if disk["free_bytes"] is not None else ""
     lines = [
-        f"{report['name']}: {report['samples']:,} samples in {report['shards']:,} shards "
-        f"-> {report['output']}",
+        f"{report['name']}: {counted(report['samples'], 'sample')} in "
+        f"{counted(report['shards'], 'shard')} -> {report['output']}",
         f"  run      {report['resume']}",
     ]
     if model["state"] == "complete":
@@ -113,7 +114,8 @@ def _model(prepared: Prepared) -> dict[str, Any]:
     if not folder.exists():
         if config.repo is None:
             raise ModelError(
-                f"model.path: {folder}: no such folder, and no model.repo to fetch from"
+                f"{prepared.config.place('model.path')}: {folder}: no such folder, and no "
+                "model.repo to fetch it from"
             )
         return {"path": str(folder), "state": "missing", "repo": config.repo}
 
@@ -125,7 +127,7 @@ def _model(prepared: Prepared) -> dict[str, Any]:
         if prepared.record is not None:
             check_weights(prepared.storage, prepared.record, node_fingerprint(folder))
     except (ValueError, OSError) as error:
-        raise ModelError(str(error)) from error
+        raise ModelError(f"{prepared.config.place('model.path')}: {error}") from error
     return {
         "path": str(folder),
         "state": "complete",
@@ -200,6 +202,8 @@ def _free_bytes(prepared: Prepared) -> int | None:
     folder = root
     while not folder.exists():
         folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"output.uri: {prepared.storage.uri}: {folder} cannot be written")
     return shutil.disk_usage(Path(folder)).free
 
 

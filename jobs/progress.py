@@ -86,6 +86,11 @@ class ProgressReport:
         return f"{self._done}/{self.total}{failed}, {rate:.2f} img/s, about {duration(left)} left"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 image`, `6,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: `12 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)

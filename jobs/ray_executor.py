@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from jobs.errors import ClusterError, InputError, JobError
+from jobs.errors import ClusterError, InputError, JobError, StorageUnusableError
 from jobs.executor import (
     Event,
     Lease,
@@ -319,6 +319,8 @@ class RayExecutor:
             self._lose(worker, "worker_died", "its answer broke off")
         except RayTaskError as error:
             cause = _cause(error)
+            if isinstance(cause, StorageUnusableError):
+                raise cause from error
             if isinstance(cause, JobError) and not worker.ready:
                 self._workers.remove(worker)
                 self._target -= 1

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jobs.config import JobConfig
-from jobs.errors import FingerprintError, StorageError
+from jobs.errors import FingerprintError, InputError, StorageError
 from jobs.executor import Settings
 from jobs.plan import Extent, JobPlan
 from jobs.storage import Storage
@@ -119,17 +119,23 @@ def read_record(storage: Storage) -> JobRecord | None:
 
 
 def prompt_source(config: JobConfig) -> PromptSource:
-    """What this job's prompts are made from. Raises ValueError, OSError as the generator does."""
+    """What this job's prompts are made from. Raises InputError for sources that cannot be read."""
     prompts = config.prompts
-    # by name and content, not by folder: a clone and a wheel keep them in different places
-    files = sorted(
-        (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in generator_source(prompts.generator)
-    )
+    try:
+        # by name and content, not by folder: a clone and a wheel keep them in different places
+        files = sorted(
+            (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in generator_source(prompts.generator)
+        )
+    except (ValueError, OSError) as error:
+        raise InputError(f"{config.place('prompts.generator')}: {error}") from error
     digest = hashlib.sha256(json.dumps(files).encode())
     profiles = None
     if prompts.profiles is not None:
-        profiles = read_profiles(prompts.profiles, prompts.sheet).fingerprint
+        try:
+            profiles = read_profiles(prompts.profiles, prompts.sheet).fingerprint
+        except (ValueError, OSError) as error:
+            raise InputError(f"{config.place('prompts.profiles')}: {error}") from error
     return PromptSource(
         generator=prompts.generator,
         options=json.dumps(prompts.options, sort_keys=True, ensure_ascii=False),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from jobs.commits import Listing, failed_indices, missing_indices
 from jobs.config import JobConfig
 from jobs.plan import JobPlan, PromptError, Sample, Shard, lost_sample, make_sample
+from jobs.progress import counted
 from jobs.scheduler import Work
 from prompt_generators import PromptGenerator
 
@@ -75,14 +76,15 @@ class Resume:
         """One line: what is kept, made and why."""
         listing = self.listing
         if not listing.num_rows:
-            return f"{_images(self.plan.num_samples)} to make in {self.plan.num_shards} shards"
+            shards = counted(self.plan.num_shards, "shard")
+            return f"{counted(self.plan.num_samples, 'image')} to make in {shards}"
         redone = self.num_changed + self.num_retried
-        parts = [f"{_images(listing.num_rows - listing.num_failed)} kept"]
+        parts = [f"{counted(listing.num_rows - listing.num_failed, 'image')} kept"]
         if self.num_missing:
             partly = sum(
                 0 < s.rows < len(self.plan.shard(shard)) for shard, s in listing.states.items()
             )
-            note = f" ({partly} shards are partly done)" if partly else ""
+            note = f" ({counted(partly, 'shard')} partly done)" if partly else ""
             parts.append(f"{self.num_missing} to make{note}")
         if self.num_changed:
             parts.append(f"{self.num_changed} to make again because their prompts changed")
@@ -90,7 +92,8 @@ class Resume:
             parts.append(f"{self.num_retried} failed ones to make again")
         left = listing.num_failed - self.num_retried
         if left > 0 and not redone:
-            parts.append(f"{left} failed rows left as they are (--retry-failed makes them again)")
+            rows = counted(left, "failed row")
+            parts.append(f"{rows} left as they are (--retry-failed makes them again)")
         if not self.num_to_make:
             parts.append("nothing to make")
         return ", ".join(parts)
@@ -143,7 +146,3 @@ def _differences(
         # the worker died before it could say what the prompt was
         now = row_values(lost_sample(config, index))
     return [f"{key}: {row[key]!r} -> {now[key]!r}" for key in _COMPARED if row[key] != now[key]]
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"

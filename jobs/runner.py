@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.cluster import connected
-from jobs.commits import Listing
+from jobs.commits import FOLDER, Listing
 from jobs.config import JobConfig
 from jobs.driver import Driver, StopRequest, stop_signals
 from jobs.epoch import Epoch
@@ -31,7 +31,7 @@ from jobs.executor import Executor, Settings, WorkerInfo, WorkerSpec
 from jobs.local_executor import LocalExecutor
 from jobs.metadata_file import is_current, write_metadata
 from jobs.plan import JobPlan, job_generator, lost_sample, new_plan, num_prompts
-from jobs.progress import ProgressReport, duration
+from jobs.progress import ProgressReport, counted, duration
 from jobs.record import (
     PATH,
     JobRecord,
@@ -109,6 +109,14 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
         stop = min(stop, start + options.limit)
     storage = Storage(output_uri(config, options.limit), create=create)
     record = read_record(storage)
+    if record is None and any(name.endswith(".parquet") for name in storage.names(FOLDER)):
+        raise InputError(
+            f"{storage.uri}: holds a manifest but no {PATH}; allowed: an empty folder, or the "
+            "output of a job"
+        )
+    listing = Listing(storage)
+    if not listing.parts:
+        record = None  # nothing is made yet, so that nothing holds the job to what was tried first
     if record is None:
         plan = new_plan(start, stop, config.output.shard_size)
     else:
@@ -116,12 +124,6 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
             stop = max(stop, record.plan.stop)  # a dry run never forgets what it has made
         check_record(storage, record, config, stop)
         plan = record.plan.extended_to(stop, config.output.shard_size)
-    listing = Listing(storage)
-    if record is None and listing.parts:
-        raise InputError(
-            f"{storage.uri}: holds a manifest but no {PATH}; allowed: an empty folder, or the "
-            "output of a job"
-        )
     resume = Resume(plan, listing)
     if record is not None:
         resume.changed = _changes(config, generator, storage, record, resume, options)
@@ -165,13 +167,18 @@ def refuse_unavailable(config: JobConfig) -> None:
     """Name the keys of the format that this version does not carry out yet."""
     if config.output.layout != "files":
         raise InputError(
-            f"output.layout: {config.output.layout!r} is not available yet; allowed: 'files'"
+            f"{config.place('output.layout')}: {config.output.layout!r} is not available yet; "
+            "allowed: 'files'"
         )
     if config.model.loras:
-        raise InputError("model.loras: LoRA adapters are not available yet; allowed: {}")
+        raise InputError(
+            f"{config.place('model.loras')}: {', '.join(config.model.loras)}: LoRA adapters are "
+            "not available yet; allowed: {}"
+        )
     if config.model.offload not in ("auto", "none"):
         raise InputError(
-            f"model.offload: {config.model.offload!r} is not available yet; allowed: 'auto', 'none'"
+            f"{config.place('model.offload')}: {config.model.offload!r} is not available yet; "
+            "allowed: 'auto', 'none'"
         )
 
 
@@ -380,7 +387,8 @@ def _summary(prepared: Prepared, listing: Listing, seconds: float, stop: StopReq
     ok = listing.num_rows - listing.num_failed
     made = f" in {duration(seconds)}" if seconds else ""
     _say("")
-    _say(f"{ok} of {planned} images{made}, {listing.num_failed} failed rows")
+    failed = f", {counted(listing.num_failed, 'failed row')}" if listing.num_failed else ""
+    _say(f"{ok:,} of {counted(planned, 'image')}{made}{failed}")
     _say(f"  images    {storage.uri}/images")
     _say(f"  manifest  {storage.uri}/metadata.parquet")
     _say(f"  look      zimage status {storage.uri}")
@@ -389,7 +397,7 @@ def _summary(prepared: Prepared, listing: Listing, seconds: float, stop: StopReq
         _say(f"stopped by {stop.name}; the same command goes on with the rest")
         return EXIT_INTERRUPTED
     if listing.num_failed:
-        _say("  again     the same command with --retry-failed")
+        _say("  again     the same command with --retry-failed, once the cause is mended")
         return EXIT_FAILED_ROWS
     return EXIT_OK
 

@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, from_url
 
-from jobs.errors import InputError, StorageError
+from jobs.errors import InputError, StorageError, StorageUnusableError
 
 T = TypeVar("T")
 
@@ -51,6 +56,7 @@ class Storage:
             if match is None or match.group(1) == "file":
                 path = uri[len("file://") :] if match else uri
                 self.root = Path(path).expanduser().absolute()
+                _check_folders(uri, self.root)
                 # A reader of an output that is not there yet sees an empty one and makes nothing.
                 present = create or self.root.exists()
                 self._store: Any = LocalStore(self.root, mkdir=create) if present else None
@@ -154,20 +160,40 @@ class Storage:
             try:
                 return operation()
             except (BaseError, OSError) as error:
-                if left == 0 or _is_final(error):
-                    raise StorageError(
-                        f"{self.uri}/{path}: cannot {verb}: {_short(error)}"
-                    ) from error
+                message = f"{self.uri}/{path}: cannot {verb}: {_short(error)}"
+                if _is_final(error):
+                    raise StorageUnusableError(message) from error
+                if left == 0:
+                    raise StorageError(message) from error
                 time.sleep(delay * (0.5 + random.random()))
                 delay *= 2
         raise AssertionError("unreachable")
 
 
+def _check_folders(uri: str, root: Path) -> None:
+    """Say it in plain words where a file is in the way of the output's folder."""
+    for path in (root, *root.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise StorageUnusableError(
+                    f"output {uri!r} cannot be opened: {path} is a file; allowed: a folder, or a "
+                    "path that is not there yet"
+                )
+            return
+
+
 def _is_final(error: Exception) -> bool:
     """Whether trying again at once cannot help: permissions, a full or read-only disk."""
     text = str(error)
-    final = ("Permission denied", "Read-only file system", "No space left", "Not a directory")
-    return isinstance(error, PermissionError) or any(word in text for word in final)
+    final = (
+        "Permission denied",
+        "Read-only file system",
+        "No space left",
+        "quota exceeded",
+        "Not a directory",
+    )
+    kinds = (PermissionError, PermissionDeniedError, UnauthenticatedError)
+    return isinstance(error, kinds) or any(word in text for word in final)
 
 
 def _short(error: BaseException) -> str:

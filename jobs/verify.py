@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from jobs.errors import EXIT_DIFFERENCE, EXIT_OK
 from jobs.output import Output
+from jobs.progress import counted
 from jobs.storage import Storage
 from jobs.writers import decode_image, pixels_sha256, sha256
 
@@ -66,12 +67,16 @@ def verify(uri: str, *, as_json: bool = False) -> int:
         good = checked - len(differences)
         missing = plan.num_samples - listing.num_rows
         print(
-            f"{good} of {checked} committed images are as committed"
-            + (f"; {listing.num_failed} failed rows have none" if listing.num_failed else "")
-            + (f"; {missing} samples are not made yet" if missing else "")
+            f"{good:,} of {counted(checked, 'image')} as committed"
+            + (
+                f"; {counted(listing.num_failed, 'failed row')} without one"
+                if listing.num_failed
+                else ""
+            )
+            + (f"; {missing:,} not made yet" if missing else "")
         )
         if differences:
-            print(f"{len(differences)} differ; their files were changed after the commit")
+            print(f"{len(differences):,} changed or lost since they were committed")
     return EXIT_DIFFERENCE if differences else EXIT_OK
 
 

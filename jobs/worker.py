@@ -20,7 +20,13 @@ from pathlib import Path
 import torch
 
 from jobs.config import JobConfig
-from jobs.errors import ErrorType, InputError, ModelError, StorageError
+from jobs.errors import (
+    ErrorType,
+    InputError,
+    ModelError,
+    StorageError,
+    StorageUnusableError,
+)
 from jobs.executor import (
     Finished,
     Lease,
@@ -140,7 +146,7 @@ class GenerationWorker:
                 attention=settings.attention,
             )
         except AttentionBackendError as error:
-            raise InputError(f"model.attention: {error}") from error
+            raise InputError(f"model.attention: {error}; 'native' runs everywhere") from error
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ModelError(f"the model cannot be loaded: {error}") from error
         self._pipeline = ZImagePipeline(**components)
@@ -330,6 +336,8 @@ class GenerationWorker:
         content = writer.encode(pixels)
         try:
             self.storage.put(path, content)
+        except StorageUnusableError:
+            raise  # a full disk is no fault of this sample: the job ends, and a rerun goes on
         except StorageError as error:
             return _failed(sample.index, batch, mode, "storage_error", str(error))
         self.ticks += 1
@@ -366,7 +374,8 @@ class GenerationWorker:
                 model.folder, model.repo, source=model.source, revision=model.revision
             )
         except (ValueError, OSError, ImportError) as error:
-            raise ModelError(str(error)) from error
+            key = "model.repo" if model.path is None else "model.path"
+            raise ModelError(f"{key}: {error}") from error
 
     def _check_output(self) -> None:
         path = f"events/{self.spec.epoch:06d}-00000.jsonl"

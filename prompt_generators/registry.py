@@ -35,7 +35,7 @@ def resolve_generator(name: str) -> type[PromptGenerator]:
     module_name, _, class_name = target.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard exits when imported
         raise ValueError(
             f"generator {name!r}: importing {module_name!r} failed with "
             f"{type(error).__name__}: {error}"
