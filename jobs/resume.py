@@ -135,11 +135,11 @@ def _differences(
 ) -> list[str]:
     index = row["index"]
     assert isinstance(index, int)
+    if row["error_type"] == "prompt_error":
+        return []  # there was no sample: a generator that was mended since makes it when retried
     try:
         sample = make_sample(generator, index, config.sampling, config.model.loras)
     except PromptError as error:
-        if row["error_type"] == "prompt_error":
-            return []
         return [f"{error}"]
     now = row_values(sample)
     if row["error_type"] in ("worker_died", "worker_stalled") and row["prompt"] == "":

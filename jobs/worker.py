@@ -404,7 +404,8 @@ def _failed(
         batch_mode=mode,
         created_at=datetime.now(UTC),
         error_type=error_type,
-        error_message=message[:2000],
+        # what a generator puts into its exception may be no text that can be written
+        error_message=message[:2000].encode(errors="replace").decode(),
     )
 
 

@@ -138,12 +138,20 @@ class Prompt:
             raise ValueError(
                 f"Prompt.negative_text must be text or None, got {self.negative_text!r}"
             )
+        _check_utf8("text", self.text)
+        _check_utf8("negative_text", self.negative_text)
         _check_int("seed", self.seed, 0)
         _check_int("width", self.width, 1)
         _check_int("height", self.height, 1)
         object.__setattr__(self, "images", _names("images", self.images))
         object.__setattr__(self, "loras", _names("loras", self.loras))
         object.__setattr__(self, "metadata", _metadata(self.metadata))
+
+
+def _check_utf8(name: str, text: object) -> None:
+    # Half an emoji, cut off by slicing UTF-16 elsewhere, is a str that nothing can write.
+    if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"Prompt.{name} holds a lone surrogate, which is no text: {text!r}")
 
 
 def _check_int(name: str, value: object, least: int) -> None:
@@ -176,6 +184,8 @@ def _metadata(values: object) -> Metadata:
                 f"Prompt.metadata[{key!r}] must be a str, int, float, bool, datetime, date or "
                 f"None, got {value!r} of type {type(value).__name__}"
             )
+        _check_utf8("metadata", key)
+        _check_utf8(f"metadata[{key!r}]", value)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"Prompt.metadata[{key!r}] is {value!r}; write None where unknown")
         if isinstance(value, int) and not -INT64_MAX - 1 <= value <= INT64_MAX:
