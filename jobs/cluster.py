@@ -6,11 +6,13 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
-from jobs.address import unreachable_reason
+from jobs.address import listens_on_loopback_only, unreachable_reason
 from jobs.errors import ClusterError
 
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes; rows are all that passes through it
@@ -23,6 +25,17 @@ def _set_loopback() -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Otherwise a local Ray writes a token into the user's home.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM: `ray.init` puts one in its place that ends the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -44,7 +57,7 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
     """
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "ray" not in sys.modules and not address:
+    if "ray" not in sys.modules and (not address or listens_on_loopback_only(address)):
         _set_loopback()
     import ray  # after its environment is set: Ray reads it when it is imported
 
@@ -61,7 +74,8 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
         if reason is not None:
             raise ClusterError(f"RAY_ADDRESS: {address!r}: no Ray cluster answers: {reason}")
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            with _own_sigterm():
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ClusterError(
                 f"RAY_ADDRESS: {address!r}: no Ray cluster answers: {error}"
@@ -73,15 +87,16 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
         return
     folder = tempfile.mkdtemp(prefix="zimage-", dir="/tmp")  # short: socket paths have a limit
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
+        with _own_sigterm():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
         yield "a Ray cluster of its own on loopback"
     except (ConnectionError, TimeoutError) as error:
         raise ClusterError(f"no local Ray cluster could be started: {error}") from error
