@@ -81,8 +81,17 @@ def _back_hair(canvas: Canvas, style: str, hair: Color, hat: str) -> None:
         canvas.polygon([(X, 70), *points], hair, line)
     elif style == "mohawk":
         canvas.polygon(
-            [(53, 44), (49, 10), (56.5, 17), (60, 5), (64, 13)]
-            + [(68, 5), (71.5, 17), (79, 10), (75, 44)],
+            [
+                (53, 44),
+                (49, 10),
+                (56.5, 17),
+                (60, 5),
+                (64, 13),
+                (68, 5),
+                (71.5, 17),
+                (79, 10),
+                (75, 44),
+            ],
             hair,
             line,
         )
@@ -149,9 +158,11 @@ def _clothes(canvas: Canvas, clothes: str, color: Color, skin: Color) -> None:
         canvas.polygon([(52, 97), (41, 103), (45, 113), (X, 132)], dark, line)
         canvas.polygon([(76, 97), (87, 103), (83, 113), (X, 132)], dark, line)
     else:
-        canvas.box(42, 117, 86, 150, color, outline=line)
-        canvas.polygon([(34, 101), (45, 101), (50, 120), (42, 124)], color, line)
-        canvas.polygon([(94, 101), (83, 101), (78, 120), (86, 124)], color, line)
+        canvas.box(36, 113, 92, 150, color, radius=3, outline=line)
+        canvas.polygon([(32, 101), (46, 100), (51, 116), (37, 118)], color, line)
+        canvas.polygon([(96, 101), (82, 100), (77, 116), (91, 118)], color, line)
+        for x in (43, 85):
+            canvas.ellipse(x, 117, 2.6, 2.6, (250, 214, 80), line)
 
 
 def _eyes(canvas: Canvas, avatar: Avatar, hair: Color) -> None:

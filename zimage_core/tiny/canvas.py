@@ -138,9 +138,7 @@ class Canvas:
             width=0 if outline is None else self._length(OUTLINE),
         )
 
-    def polygon(
-        self, points: Sequence[Point], color: Color, outline: Color | None = None
-    ) -> None:
+    def polygon(self, points: Sequence[Point], color: Color, outline: Color | None = None) -> None:
         """A closed shape."""
         corners = [self._point(point) for point in points]
         self._draw.polygon(corners, fill=self._tinted(color))

@@ -90,9 +90,7 @@ def contact_sheet(pictures: list[Image.Image], columns: int, gap: int = 4) -> Im
         raise ValueError("a contact sheet needs at least one picture")
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white"
-    )
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
     for i, picture in enumerate(pictures):
         row, column = divmod(i, columns)
         sheet.paste(picture, (gap + column * (width + gap), gap + row * (height + gap)))
