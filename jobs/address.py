@@ -51,3 +51,22 @@ def unreachable_reason(address: str) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def listens_on_loopback_only(address: str) -> bool:
+    """Whether an address is of this machine and nothing answers there from outside.
+
+    Ray replaces a loopback address by the machine's outward one, where such a head would never
+    be found.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    host = parts.hostname or ""
+    if parts.scheme or not (host == "localhost" or host == "::1" or host.startswith("127.")):
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only a route is looked up
+        except OSError:
+            return True  # there is no way out of this machine
+        outward = probe.getsockname()[0]
+    return unreachable_reason(f"{outward}:{parts.port or _PORTS['']}") is not None
