@@ -89,11 +89,12 @@ class Resume:
         if self.num_changed:
             parts.append(f"{self.num_changed} to make again because their prompts changed")
         if self.num_retried:
-            parts.append(f"{self.num_retried} failed ones to make again")
+            parts.append(f"{counted(self.num_retried, 'failed row')} to make again")
         left = listing.num_failed - self.num_retried
         if left > 0 and not redone:
+            them = "it" if left == 1 else "them"
             rows = counted(left, "failed row")
-            parts.append(f"{rows} left as they are (--retry-failed makes them again)")
+            parts.append(f"{rows} left as is (--retry-failed makes {them} again)")
         if not self.num_to_make:
             parts.append("nothing to make")
         return ", ".join(parts)
