@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -11,11 +12,29 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from jobs.address import listens_on_loopback_only, unreachable_reason
-from jobs.errors import ClusterError
+from jobs.errors import ClusterError, InputError
 
+# Where Ray Jobs tells a job's process what it was submitted with.
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes; rows are all that passes through it
+
+
+def refuse_lost_output(uri: str) -> None:
+    """Refuse a relative output in a Ray job that runs in Ray's copy of a working directory.
+
+    Raises:
+        InputError: the images would be thrown away with that copy.
+    """
+    job = json.loads(os.environ.get(_JOB_CONFIG) or "{}")
+    copied = job.get("runtime_env", {}).get("working_dir")
+    if copied and "://" not in uri and not Path(uri).expanduser().is_absolute():
+        raise InputError(
+            f"output.uri: value {uri!r}: relative to Ray's copy of the working directory, which is "
+            "thrown away; allowed: s3://, gs://, az://, or an absolute path that all nodes share"
+        )
 
 
 def _set_loopback() -> None:
