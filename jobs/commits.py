@@ -203,7 +203,10 @@ def read_part(storage: Storage, part: PartName, columns: Sequence[str] | None = 
     try:
         return manifest.from_parquet(content, columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(f"{storage.uri}/{path}: damaged manifest part: {error}") from error
+        raise StorageError(
+            f"{storage.uri}/{path}: damaged manifest part: {error} Put it back, or delete it and "
+            f"run the job again: it makes the {part.rows} images of that part again"
+        ) from error
 
 
 def write_part(storage: Storage, part: PartName, rows: Sequence[ManifestRow]) -> None:

@@ -115,7 +115,10 @@ def read_record(storage: Storage) -> JobRecord | None:
             command=tuple(data["command"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{where}: damaged: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"{where}: damaged: {type(error).__name__}: {error}; put it back, or choose another "
+            "--output"
+        ) from error
 
 
 def prompt_source(config: JobConfig) -> PromptSource:

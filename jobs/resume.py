@@ -79,7 +79,12 @@ class Resume:
             shards = counted(self.plan.num_shards, "shard")
             return f"{counted(self.plan.num_samples, 'image')} to make in {shards}"
         redone = self.num_changed + self.num_retried
-        parts = [f"{counted(listing.num_rows - listing.num_failed, 'image')} kept"]
+        remade = sum(
+            len(indices.keys() - self.failed_in(self.plan.shard(shard)))
+            for shard, indices in self.changed.items()
+        )
+        kept = listing.num_rows - listing.num_failed - remade
+        parts = [f"{counted(kept, 'image')} kept"]
         if self.num_missing:
             partly = sum(
                 0 < s.rows < len(self.plan.shard(shard)) for shard, s in listing.states.items()
@@ -87,7 +92,7 @@ class Resume:
             note = f" ({counted(partly, 'shard')} partly done)" if partly else ""
             parts.append(f"{self.num_missing} to make{note}")
         if self.num_changed:
-            parts.append(f"{self.num_changed} to make again because their prompts changed")
+            parts.append(f"{self.num_changed} to make again because of changed prompts")
         if self.num_retried:
             parts.append(f"{counted(self.num_retried, 'failed row')} to make again")
         left = listing.num_failed - self.num_retried

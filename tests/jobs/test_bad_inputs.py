@@ -13,6 +13,10 @@ import pytest
 from cli_calls import AVATARS, CHECKPOINT, CommandLine
 from safetensors.torch import load_file, save_file
 
+from jobs.errors import InputError
+from jobs.job_file import load_job
+from jobs.plan import job_generator
+
 # Unlike `python -m jobs` it does not find the working directory on Python's path.
 CONSOLE_SCRIPT = [str(Path(sys.executable).parent / "zimage")]
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -348,6 +352,17 @@ def test_too_many_failures_stop_the_job(zimage: CommandLine) -> None:
     zimage.write_generator("return f'A cat, {index}'")
     zimage.run(*name, "--retry-failed", code=0)
     assert [row["status"] for row in zimage.rows()] == ["ok"] * 60
+
+
+def test_a_worker_finds_the_drivers_modules_from_elsewhere(
+    zimage: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = zimage.write_generator("return f'A cat, {index}'", "dogs")
+    config = load_job("job.yaml", sets=[f"prompts.generator={name}"])
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(InputError, match="No module named 'dogs'"):
+        job_generator(config)
+    assert job_generator(config, str(zimage.folder)).generate_prompt(3) == "A cat, 3"
 
 
 # In processes of their own, as a shell starts them.
