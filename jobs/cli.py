@@ -183,7 +183,8 @@ def _whole(text: str, least: int) -> int:
 def _run(args: argparse.Namespace) -> int:
     from jobs.cluster import refuse_lost_output
     from jobs.job_file import load_job
-    from jobs.runner import RunOptions, run_job
+    from jobs.preparation import RunOptions
+    from jobs.runner import run_job
 
     config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
     refuse_lost_output(config.output.uri)

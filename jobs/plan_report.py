@@ -11,9 +11,9 @@ from typing import Any
 from jobs.config import JobConfig
 from jobs.errors import EXIT_OK, InputError, ModelError, StorageError
 from jobs.plan import PromptError, make_sample
+from jobs.preparation import Prepared, RunOptions, output_uri, prepare
 from jobs.progress import counted, duration
 from jobs.record import check_weights
-from jobs.runner import Prepared, RunOptions, output_uri, prepare
 
 _SHOWN_PROMPTS = 4
 # Bytes of a PNG for each pixel, from 1024 x 1024 test images of natural statistics: 1.8 MB.

@@ -156,12 +156,8 @@ def test_ray_that_is_started_here_listens_on_loopback_and_leaves_nothing(job, tm
         wait_for(lambda: worker_pids(process))
         family = [psutil.Process(process.pid)]
         family += family[0].children(recursive=True)
-        folders = set(
-            re.findall(
-                r"/tmp/zimage-\w+",
-                " ".join(functools.reduce(operator.iadd, (p.cmdline() for p in family), [])),
-            )
-        )
+        commands = " ".join(word for p in family for word in p.cmdline())
+        folders = set(re.findall(r"/tmp/zimage-\w+", commands))
         listening = [
             c.laddr.ip
             for p in family

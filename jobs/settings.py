@@ -1,0 +1,54 @@
+"""What the driver resolves once: every `auto` of a job, and what this version cannot do yet."""
+
+from __future__ import annotations
+
+from jobs.config import JobConfig
+from jobs.errors import InputError
+from jobs.executor import Settings, WorkerInfo
+
+_MEGAPIXEL = 1024 * 1024
+_MAX_AUTO_BATCH = 8
+
+
+def refuse_unavailable(config: JobConfig) -> None:
+    """Name the keys of the format that this version does not carry out yet."""
+    if config.output.layout != "files":
+        raise InputError(
+            f"{config.place('output.layout')}: {config.output.layout!r} is not available yet; "
+            "allowed: 'files'"
+        )
+    if config.model.loras:
+        raise InputError(
+            f"{config.place('model.loras')}: {', '.join(config.model.loras)}: LoRA adapters are "
+            "not available yet; allowed: {}"
+        )
+    if config.model.offload not in ("auto", "none"):
+        raise InputError(
+            f"{config.place('model.offload')}: {config.model.offload!r} is not available yet; "
+            "allowed: 'auto', 'none'"
+        )
+
+
+def resolve(config: JobConfig, info: WorkerInfo, fingerprint: str) -> Settings:
+    """Resolve every `auto`, from the job and the kind of device alone: never from their number."""
+    model, sampling = config.model, config.sampling
+    dtype = model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if info.device_type == "cuda" else "float32"
+    if sampling.batch_size == "auto":
+        # From 1024 x 1024 on one image fills a GPU; smaller ones share the launches.
+        images = _MEGAPIXEL // (sampling.width * sampling.height)
+        batch_size = max(1, min(_MAX_AUTO_BATCH, images))
+    else:
+        batch_size = sampling.batch_size
+    return Settings(
+        device_type=info.device_type,
+        dtype=dtype,
+        attention="native" if model.attention == "auto" else model.attention,
+        compile=False if model.compile == "auto" else model.compile,
+        offload="none" if model.offload == "auto" else model.offload,
+        batch_size=batch_size,
+        threads_per_worker=config.run.threads_per_worker,
+        model=model.repo or model.folder.name,
+        model_fingerprint=fingerprint,
+    )
