@@ -5,8 +5,10 @@ Needs no Ray, so that it can say what is wrong where Ray is not installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from jobs.errors import InputError
@@ -50,6 +52,14 @@ def unreachable_reason(address: str) -> str | None:
         socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         return str(error)
+    return None
+
+
+def current_cluster() -> str | None:
+    """Return the address that Ray's `auto` stands for: of the newest head of this machine."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
+    with contextlib.suppress(OSError):
+        return (folder / "ray_current_cluster").read_text(encoding="ascii").strip() or None
     return None
 
 

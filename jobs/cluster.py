@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.address import listens_on_loopback_only, unreachable_reason
+from jobs.address import current_cluster, listens_on_loopback_only, unreachable_reason
 from jobs.errors import ClusterError, InputError
 
 # Where Ray Jobs tells a job's process what it was submitted with.
@@ -75,6 +75,8 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
         ClusterError: the address does not answer, or no cluster can be started.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address == "auto":
+        address = current_cluster() or address
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" not in sys.modules and (not address or listens_on_loopback_only(address)):
         _set_loopback()
