@@ -152,13 +152,17 @@ def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def to_parquet(table: pa.Table) -> bytes:
     """A whole Parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
 def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes. Raises pa.ArrowInvalid for a damaged file."""
-    return pq.read_table(io.BytesIO(content), columns=list(columns) if columns else None)
+    """The table in a Parquet file's bytes. Raises pa.ArrowInvalid, OSError for a damaged file."""
+    return pq.read_table(
+        io.BytesIO(content),
+        columns=list(columns) if columns else None,
+        page_checksum_verification=True,
+    )
 
 
 def _plain(value: object) -> object:
