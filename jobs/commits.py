@@ -202,7 +202,7 @@ def read_part(storage: Storage, part: PartName, columns: Sequence[str] | None = 
         raise StorageError(f"{storage.uri}/{path}: the part was listed, but is gone")
     try:
         return manifest.from_parquet(content, columns)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(
             f"{storage.uri}/{path}: damaged manifest part: {error} Put it back, or delete it and "
             f"run the job again: it makes the {part.rows} images of that part again"
