@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.config import AutoencoderConfig, TextEncoderConfig, TransformerConfig
 from zimage_core.text_encoder import full_model_shapes
-from zimage_core.tiny.tokenizer import save_tokenizer
+from zimage_core.tiny.tokenizer import train_tokenizer
+from zimage_core.tiny.writer import TEXT_PREFIX, Checkpoint, write_checkpoint
 from zimage_core.transformer import ZImageTransformer2DModel
 
 DTYPES = {
@@ -31,7 +30,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-_DIFFUSERS_VERSION = "0.36.0.dev0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,79 +151,26 @@ def make_checkpoint(
 
     transformer, vae, text = chosen.transformer(), chosen.autoencoder(), chosen.text_encoder()
     with torch.device("meta"):
-        transformer_shapes = _shapes(ZImageTransformer2DModel(transformer))
-        vae_shapes = _shapes(AutoencoderKL(vae))
-    # As in the published folders: saved from the causal model, so keys start with `model.`.
-    text_shapes = {f"model.{key}": shape for key, shape in full_model_shapes(text).items()}
-
-    _write_json(out / "model_index.json", _MODEL_INDEX)
-    _write_json(
-        out / "scheduler" / "scheduler_config.json",
-        {
-            **_diffusers_class("FlowMatchEulerDiscreteScheduler"),
-            "num_train_timesteps": 1000,
-            "shift": shift,
-            "use_dynamic_shifting": dynamic_shift,
-        },
-    )
-    models: list[tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = [
-        (
-            "transformer",
-            "diffusion_pytorch_model",
-            {**_diffusers_class("ZImageTransformer2DModel"), **asdict(transformer)},
-            transformer_shapes,
-        ),
-        (
-            "vae",
-            "diffusion_pytorch_model",
-            {**_diffusers_class("AutoencoderKL"), **asdict(vae)},
-            vae_shapes,
-        ),
-        ("text_encoder", "model", _qwen3_config(text, dtype), text_shapes),
-    ]
-    for folder, stem, config, shapes in models:
-        _write_json(out / folder / "config.json", config)
-        state = {
-            key: _draw(f"{seed}/{folder}/{key}", key, shape).to(dtype)
-            for key, shape in sorted(shapes.items())
+        shapes = {
+            "transformer": _shapes(ZImageTransformer2DModel(transformer)),
+            "vae": _shapes(AutoencoderKL(vae)),
         }
-        save_weights(out / folder, stem, state, shard_size)
-    save_tokenizer(out / "tokenizer", chosen.vocab_size)
-    return out
-
-
-def save_weights(
-    folder: Path, stem: str, state: Mapping[str, Tensor], shard_size: int | None = None
-) -> None:
-    """Write tensors as `<stem>.safetensors`, or as numbered shards with their index.
-
-    Args:
-        folder: must exist.
-        stem: file name without ending, `diffusion_pytorch_model` or `model`.
-        state: tensors by key, in the order in which shards are filled.
-        shard_size: most bytes of one shard (a larger tensor gets one to itself); None: one file.
-    """
-    shards: list[dict[str, Tensor]] = [{}]
-    room = shard_size
-    for key, tensor in state.items():
-        if shard_size is not None and room is not None:
-            if shards[-1] and tensor.nbytes > room:
-                shards.append({})
-                room = shard_size
-            room -= tensor.nbytes
-        shards[-1][key] = tensor
-    if len(shards) == 1:
-        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards, start=1):
-        name = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, name))
-    total = sum(tensor.nbytes for tensor in state.values())
-    _write_json(
-        folder / f"{stem}.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    shapes["text_encoder"] = full_model_shapes(text)
+    prefixes = {"text_encoder": TEXT_PREFIX}
+    states = {
+        folder: {
+            key: _draw(f"{seed}/{folder}/{prefixes.get(folder, '')}{key}", key, shape)
+            for key, shape in sorted(of_model.items())
+        }
+        for folder, of_model in shapes.items()
+    }
+    return write_checkpoint(
+        out,
+        Checkpoint(transformer, vae, text, train_tokenizer(chosen.vocab_size), states),
+        dtype=dtype,
+        shift=shift,
+        dynamic_shift=dynamic_shift,
+        shard_size=shard_size,
     )
 
 
@@ -266,44 +211,6 @@ def _draw(stream: str, key: str, shape: tuple[int, ...]) -> Tensor:
 
 def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
-def _diffusers_class(name: str) -> dict[str, str]:
-    return {"_class_name": name, "_diffusers_version": _DIFFUSERS_VERSION}
-
-
-_MODEL_INDEX = {
-    **_diffusers_class("ZImagePipeline"),
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "Qwen3Model"],
-    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    "transformer": ["diffusers", "ZImageTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-
-
-def _qwen3_config(config: TextEncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """`config.json` as transformers 4 writes it, which 5 reads too."""
-    values = {key: value for key, value in asdict(config).items() if key != "layer_types"}
-    return {
-        **values,
-        "architectures": ["Qwen3ForCausalLM"],
-        "attention_dropout": 0.0,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "initializer_range": 0.02,
-        "max_window_layers": config.num_hidden_layers,
-        "sliding_window": None,
-        "tie_word_embeddings": True,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        "use_cache": True,
-    }
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=2, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ in a fixed order.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -32,6 +33,12 @@ CHAT_TEMPLATE = (
 # digits one by one, runs of signs, line ends, spaces.
 _WORD = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# The same, but for "49-year-old" and "t-shirt" in one piece: captions full of them stay short.
+HYPHENATED_WORD = (
+    r"[^\r\n\p{L}\p{N}]?(?:\p{N}{1,3}-)?\p{L}+(?:-\p{L}+)*|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -64,21 +71,17 @@ _FORMS = (
 )
 
 
-def save_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """Train a tokenizer and write `tokenizer.json` and `tokenizer_config.json` into `folder`.
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> Path:
+    """Write `tokenizer.json` and `tokenizer_config.json` into `folder`.
 
     Args:
         folder: made if it does not exist.
-        vocab_size: most tokens to learn, special ones included; at least 300.
+        tokenizer: as `train_tokenizer` gives it.
 
     Returns:
         `folder`.
-
-    Raises:
-        ValueError: `vocab_size` does not hold all bytes and the special tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(vocab_size)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     config = {
         "add_bos_token": False,
@@ -99,8 +102,15 @@ def save_tokenizer(folder: Path, vocab_size: int) -> Path:
     return folder
 
 
-def train_tokenizer(vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE of at most `vocab_size` tokens on the captions of this module.
+def train_tokenizer(
+    vocab_size: int, texts: Iterable[str] | None = None, *, word: str = _WORD
+) -> Tokenizer:
+    """Train a byte-level BPE of at most `vocab_size` tokens.
+
+    Args:
+        vocab_size: most tokens to learn, special ones included; at least 261.
+        texts: what to learn from; the captions of this module if not given.
+        word: pattern of the pieces that texts are cut into, and that no token reaches beyond.
 
     Raises:
         ValueError: `vocab_size` does not hold all bytes and the special tokens.
@@ -113,7 +123,7 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORD), behavior="isolated"),
+            pre_tokenizers.Split(Regex(word), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -124,7 +134,7 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(captions(3000), trainer)
+    tokenizer.train_from_iterator(captions(3000) if texts is None else texts, trainer)
     return tokenizer
 
 
