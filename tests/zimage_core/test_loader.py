@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from zimage_core.attention import AttentionBackendError
 from zimage_core.config import CheckpointError
 from zimage_core.loader import check_checkpoint, checkpoint_files, load_from_local_dir
-from zimage_core.tiny.make import make_checkpoint, save_weights
+from zimage_core.tiny.make import make_checkpoint
+from zimage_core.tiny.writer import save_weights
 
 SMALL = {"layers": 2, "text_layers": 2, "vocab_size": 320, "vae_channels": (8, 8, 8, 8)}
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
