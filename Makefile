@@ -39,7 +39,7 @@ wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --outdir dist
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest -m bench --override-ini addopts="--import-mode=importlib -s" tests/benchmarks
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
