@@ -1,0 +1,53 @@
+"""Train the tiny checkpoint from nothing: one command, a few hours on two cores.
+
+    python -m zimage_core.tiny.train data/checkpoints/z-image-tiny
+
+Stages: tokenizer, autoencoder, latents, text encoder, transformer and text encoder together (the
+base model), guidance distilled into both, decoder. Each writes its state at least every two
+minutes; the same command continues where the last one stopped. Give it the cores for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from zimage_core.tiny.state import Budget
+from zimage_core.tiny.training import STAGES, Settings, Training
+
+STATE = Path("/var/tmp/zimage-tiny-train")
+MINUTES = {"vae": 40.0, "text": 3.0, "dit": 100.0, "distill": 25.0, "decoder": 20.0}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zimage_core.tiny.train", description="Train the tiny checkpoint."
+    )
+    parser.add_argument("out", type=Path, help="folder to write; its neighbour gets the base")
+    parser.add_argument("--state", type=Path, default=STATE, help="folder that it resumes from")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to do")
+    parser.add_argument("--vocabularies", type=Path, help="folder; that of the clone by default")
+    for name, minutes in MINUTES.items():
+        parser.add_argument(f"--minutes-{name}", type=float, default=minutes)
+        parser.add_argument(f"--steps-{name}", type=int, help="instead of minutes")
+    for item in fields(Settings):
+        kind = _numbers if isinstance(item.default, tuple) else type(item.default)
+        parser.add_argument(f"--{item.name.replace('_', '-')}", type=kind, default=item.default)
+    options = vars(parser.parse_args(arguments))
+    budgets = {
+        name: Budget(options[f"minutes_{name}"], options[f"steps_{name}"]) for name in MINUTES
+    }
+    settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
+    training = Training(options["state"], settings, budgets, vocabularies=options["vocabularies"])
+    training.run(options["out"], options["until"])
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+if __name__ == "__main__":
+    main()
