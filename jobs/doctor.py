@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from jobs.address import environment_address, unreachable_reason
+from jobs.quantities import memory_size
 
 PACKAGES = ("zimage-batch", "torch", "transformers", "ray", "safetensors", "pyarrow", "obstore")
 MINIMUM = {"torch": (2, 5), "transformers": (4, 51), "ray": (2, 44)}
@@ -69,18 +70,18 @@ def format_doctor(report: Report) -> str:
     lines = [
         "versions   "
         + ", ".join(f"{name} {number or 'none'}" for name, number in versions.items()),
-        f"cpu        {cpu['cores']} cores, {_size(cpu['memory_bytes'])} memory",
+        f"cpu        {cpu['cores']} cores, {memory_size(cpu['memory_bytes'])} memory",
     ]
     for gpu in report["gpus"]:
         lines.append(
-            f"gpu {gpu['index']:<7}{gpu['name']}, {_size(gpu['memory_bytes'])} "
-            f"({_size(gpu['free_bytes'])} free), compute capability {gpu['capability']}"
+            f"gpu {gpu['index']:<7}{gpu['name']}, {memory_size(gpu['memory_bytes'])} "
+            f"({memory_size(gpu['free_bytes'])} free), compute capability {gpu['capability']}"
         )
     if not report["gpus"]:
         lines.append(f"gpu        none; images are made on {report['device']}")
     for name, backend in report["attention"].items():
         lines.append(f"attention  {name}: {'can run' if backend['runs'] else backend['reason']}")
-    lines.append(f"disk       {_size(disk['free_bytes'])} free in {disk['path']}")
+    lines.append(f"disk       {memory_size(disk['free_bytes'])} free in {disk['path']}")
     if ray["address"] is None:
         lines.append("ray        no address is set: `zimage run` starts Ray on this machine")
     else:
@@ -90,7 +91,7 @@ def format_doctor(report: Report) -> str:
         parameters = sum(model["parameters"].values())
         lines.append(
             f"model      {model['path']}: complete, {parameters:,} parameters, "
-            f"{_size(model['bytes'])} on disk"
+            f"{memory_size(model['bytes'])} on disk"
         )
     elif model is not None:
         lines.append(f"model      {model['path']}: cannot be used")
@@ -228,7 +229,7 @@ def _disk(problems: _Problems) -> dict[str, Any]:
     usage = shutil.disk_usage(path)
     if usage.free < MIN_FREE_BYTES:
         problems.found(
-            f"{_size(usage.free)} of disk are free in {path}",
+            f"{memory_size(usage.free)} of disk are free in {path}",
             "zimage run JOB --output /a/larger/disk",
         )
     return {"path": str(path), "free_bytes": usage.free, "total_bytes": usage.total}
@@ -280,13 +281,9 @@ def _model(model_dir: Path, gpus: list[dict[str, Any]], problems: _Problems) -> 
     for gpu in gpus:
         if gpu["memory_bytes"] < needed:
             problems.found(
-                f"GPU {gpu['index']} ({gpu['name']}) has {_size(gpu['memory_bytes'])}, and the "
-                f"weights alone take {_size(needed)} in bfloat16",
-                f"use a GPU of more than {_size(needed)}, or none: "
+                f"GPU {gpu['index']} ({gpu['name']}) has {memory_size(gpu['memory_bytes'])}, and "
+                f"the weights alone take {memory_size(needed)} in bfloat16",
+                f"use a GPU of more than {memory_size(needed)}, or none: "
                 "CUDA_VISIBLE_DEVICES= zimage run JOB --local",
             )
     return found
-
-
-def _size(number: int) -> str:
-    return f"{number / _GIB:.1f} GiB" if number >= _GIB else f"{number / 2**20:.1f} MiB"

@@ -105,14 +105,12 @@ class Planned:
 
     samples: tuple[Sample, ...]
     batches: tuple[tuple[int, ...], ...]
-    num_batches: int  # of the whole shard
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A batch has ended; one result for each wanted sample of it."""
 
-    batch_number: int
     results: tuple[Result, ...]
 
 

@@ -35,7 +35,7 @@ def generate_file(args: argparse.Namespace) -> int:
         if fault is not None:
             raise InputError(f"{flag}: {pixels}: {fault}")
     if not args.model.is_dir():
-        raise InputError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
+        raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
 
     import torch
     from PIL.Image import Image

@@ -141,7 +141,7 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
 def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with exactly the columns and types of `schema`; absent profile columns are null."""
     arrays = [
-        table[field.name].cast(field.type)
+        table[field.name].cast(field.type, safe=False)
         if field.name in table.schema.names
         else pa.nulls(table.num_rows, field.type)
         for field in schema

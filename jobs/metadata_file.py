@@ -24,11 +24,12 @@ _PARTS_KEY = b"zimage_parts"  # tells whether a crash came between the last comm
 
 def is_current(storage: Storage, listing: Listing) -> bool:
     """Whether the file was written after the last commit. Raises StorageError."""
-    content = storage.get(PATH)
-    if content is None:
+    if not storage.exists(PATH):
         return not listing.parts
     try:
-        metadata = pq.read_schema(io.BytesIO(content)).metadata or {}
+        # of a local file only the footer is read
+        source = storage.root / PATH if storage.root else io.BytesIO(storage.get(PATH) or b"")
+        metadata = pq.read_schema(source).metadata or {}
     except (pa.ArrowInvalid, OSError):
         return False
     return bool(metadata.get(_PARTS_KEY) == _parts_digest(listing))

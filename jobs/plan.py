@@ -118,15 +118,6 @@ class JobPlan:
                 return extent.shard(shard_id)
         raise KeyError(shard_id)
 
-    def shard_of(self, index: int) -> Shard:
-        """The shard that holds sample `index`. Raises KeyError if none does."""
-        for extent in self.extents:
-            if extent.start <= index < extent.stop:
-                return extent.shard(
-                    extent.first_shard + (index - extent.start) // extent.shard_size
-                )
-        raise KeyError(index)
-
     def extended_to(self, stop: int, shard_size: int) -> JobPlan:
         """This plan with a further extent up to `stop`, if that is beyond the last one."""
         if stop <= self.stop:

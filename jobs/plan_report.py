@@ -12,7 +12,7 @@ from jobs.config import JobConfig
 from jobs.errors import EXIT_OK, InputError, ModelError, StorageError
 from jobs.plan import PromptError, make_sample
 from jobs.preparation import Prepared, RunOptions, output_uri, prepare
-from jobs.progress import counted, duration
+from jobs.quantities import counted, duration, file_size
 from jobs.record import check_weights
 
 _SHOWN_PROMPTS = 4
@@ -59,11 +59,6 @@ def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[st
         * _BYTES_PER_PIXEL[config.output.format]
     )
     free = _free_bytes(prepared)
-    if free is not None and free < bytes_expected:
-        raise InputError(
-            f"output.uri: {prepared.storage.uri}: about {_size(bytes_expected)} are needed, "
-            f"{_size(free)} are free"
-        )
     return {
         "name": config.name,
         "output": output_uri(config, None),
@@ -72,7 +67,11 @@ def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[st
         "to_make": resume.num_to_make,
         "resume": resume.words(),
         "model": model,
-        "disk": {"expected_bytes": bytes_expected, "free_bytes": free},
+        "disk": {
+            "expected_bytes": bytes_expected,
+            "free_bytes": free,
+            "enough": free is None or free >= bytes_expected,
+        },
         "time": _time(prepared, model, gpus, device),
         "prompts": _prompts(prepared),
     }
@@ -81,7 +80,9 @@ def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[st
 def format_plan(report: dict[str, Any]) -> str:
     """The report for a terminal."""
     model, disk, time = report["model"], report["disk"], report["time"]
-    free = f", {_size(disk['free_bytes'])} free" if disk["free_bytes"] is not None else ""
+    free = f", {file_size(disk['free_bytes'])} free" if disk["free_bytes"] is not None else ""
+    if not disk["enough"]:
+        free += ": NOT ENOUGH for all of them"
     lines = [
         f"{report['name']}: {counted(report['samples'], 'sample')} in "
         f"{counted(report['shards'], 'shard')} -> {report['output']}",
@@ -90,11 +91,11 @@ def format_plan(report: dict[str, Any]) -> str:
     if model["state"] == "complete":
         lines.append(
             f"  model    {model['path']}: {model['parameters'] / 1e6:,.1f} M parameters, "
-            f"{_size(model['bytes'])}, complete"
+            f"{file_size(model['bytes'])}, complete"
         )
     else:
         lines.append(f"  model    {model['path']}: to be fetched from {model['repo']}")
-    lines.append(f"  disk     about {_size(disk['expected_bytes'])}{free}")
+    lines.append(f"  disk     about {file_size(disk['expected_bytes'])}{free}")
     if time is None:
         lines.append("  time     say --gpus N --device NAME for an estimate")
     else:
@@ -205,11 +206,3 @@ def _free_bytes(prepared: Prepared) -> int | None:
     if not os.access(folder, os.W_OK):
         raise StorageError(f"output.uri: {prepared.storage.uri}: {folder} cannot be written")
     return shutil.disk_usage(Path(folder)).free
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jobs.commits import FOLDER, Listing
 from jobs.config import JobConfig
 from jobs.errors import FingerprintError, InputError
-from jobs.plan import JobPlan, job_generator, new_plan, num_prompts
+from jobs.plan import MAX_SEED, JobPlan, job_generator, new_plan, num_prompts
 from jobs.record import PATH, JobRecord, check_record, prompt_source, read_record
 from jobs.resume import Resume, changed_samples, retry_failed
 from jobs.settings import refuse_unavailable
@@ -69,6 +69,11 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
     sampling = config.sampling
     start = config.prompts.start * sampling.images_per_prompt
     stop = start + num_prompts(config, generator) * sampling.images_per_prompt
+    if stop >= MAX_SEED:
+        raise InputError(
+            f"{config.place('prompts.count')}: sample numbers would reach {stop}; allowed: below "
+            f"{MAX_SEED}"
+        )
     if options.limit is not None:
         stop = min(stop, start + options.limit)
     storage = Storage(output_uri(config, options.limit), create=create)
@@ -109,7 +114,8 @@ def _changes(
     if not source and not record.unaccepted:
         return {}
     changed = changed_samples(config, generator, resume.plan, resume.listing)
-    if not changed or options.accept_changes or record.unaccepted:
+    # an interrupted acceptance goes on by itself, but covers no further change
+    if not changed or options.accept_changes or (record.unaccepted and not source):
         return changed
     lines = [
         f"sample {index}: {'; '.join(words)}"

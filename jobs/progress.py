@@ -8,6 +8,7 @@ from typing import Never, TextIO
 
 from tqdm import tqdm
 
+from jobs.quantities import duration
 from jobs.scheduler import Outcome
 
 _LINE_EVERY = 10.0  # seconds between two plain lines
@@ -84,18 +85,3 @@ class ProgressReport:
         left = (self.total - self._done) / rate if rate else 0
         failed = f", {self._failed} failed" if self._failed else ""
         return f"{self._done}/{self.total}{failed}, {rate:.2f} img/s, about {duration(left)} left"
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: `1 image`, `6,000 images`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

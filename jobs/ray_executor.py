@@ -34,6 +34,7 @@ from jobs.executor import (
 
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
 _BEAT = 2.0  # seconds between two questions to a worker whether it moves
+_LOAD_LIMIT = 1800.0  # seconds for a worker to start and load, at least
 _JOIN = 5.0  # seconds between two looks for GPUs that joined the cluster
 _END = "end"
 
@@ -128,6 +129,7 @@ class RayExecutor:
         self._workers: list[_Worker] = []
         self._events: deque[Event] = deque()
         self._counter = 0
+        self._failed = 0  # workers that could not load: others would not either where they ran
         self._looked = time.monotonic()
         options: dict[str, Any] = {"num_gpus": gpus_per_worker, "num_cpus": 1}
         if not self.gpus:
@@ -139,7 +141,7 @@ class RayExecutor:
     @property
     def num_workers(self) -> int:
         """See `Executor.num_workers`."""
-        return len(self._workers)
+        return max(len(self._workers), self._target)
 
     @property
     def target(self) -> int:
@@ -194,7 +196,8 @@ class RayExecutor:
     def fingerprint(self) -> str:
         """See `Executor.fingerprint`; asks the worker that started first."""
         try:
-            fingerprint: str = ray.get(self._first.actor.fingerprint.remote())
+            answer = self._first.actor.fingerprint.remote()
+            fingerprint: str = ray.get(answer, timeout=max(_LOAD_LIMIT, self.stall_timeout))
         except RayError as error:
             cause = _cause(error)
             if isinstance(cause, JobError):
@@ -267,7 +270,7 @@ class RayExecutor:
         actor = self._actor_class.options(name=f"zimage-{self.spec.nonce}-{name}").remote(
             self.spec, name
         )
-        worker = _Worker(name, actor, describing=actor.describe.remote())
+        worker = _Worker(name, actor, describing=actor.describe.remote(), moved=time.monotonic())
         if self._settings is not None:
             worker.loading = actor.load.remote(self._settings)
         self._workers.append(worker)
@@ -279,7 +282,7 @@ class RayExecutor:
         if self._elastic and self.gpus and time.monotonic() - self._looked > _JOIN:
             self._looked = time.monotonic()
             self.gpus = float(ray.cluster_resources().get("GPU", 0)) or self.gpus
-            self._target = max(self._target, self._capacity())
+            self._target = max(self._target, self._capacity() - self._failed)
         while len(self._workers) < self._target:
             self._add()
 
@@ -301,6 +304,7 @@ class RayExecutor:
             if ref is worker.describing:
                 worker.info = ray.get(ref)
                 worker.describing = None
+                worker.moved = time.monotonic()
             elif ref is worker.beating:
                 worker.beating = None
                 ticks = ray.get(ref)
@@ -324,6 +328,7 @@ class RayExecutor:
             if isinstance(cause, JobError) and not worker.ready:
                 self._workers.remove(worker)
                 self._target -= 1
+                self._failed += 1
                 ray.kill(worker.actor)
                 if isinstance(cause, InputError):
                     raise cause from error
@@ -347,6 +352,10 @@ class RayExecutor:
         """Ask busy workers whether they move, and give up those that do not."""
         now = time.monotonic()
         for worker in list(self._workers):
+            # one that waits for room on the cluster has no time running
+            limit = max(_LOAD_LIMIT, self.stall_timeout)
+            if worker.info is not None and not worker.ready and now - worker.moved > limit:
+                self._lose(worker, "worker_stalled", f"not loaded after {limit:g} s")
             if not worker.ready or not worker.leases:
                 continue
             if worker.beating is None and now - worker.asked > _BEAT:

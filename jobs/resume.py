@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from jobs.commits import Listing, failed_indices, missing_indices
 from jobs.config import JobConfig
 from jobs.plan import JobPlan, PromptError, Sample, Shard, lost_sample, make_sample
-from jobs.progress import counted
+from jobs.quantities import counted
 from jobs.scheduler import Work
 from prompt_generators import PromptGenerator
 

@@ -23,15 +23,16 @@ from jobs.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     FailureRateError,
-    InputError,
     JobError,
+    ModelError,
 )
 from jobs.executor import Executor, WorkerInfo, WorkerSpec
 from jobs.local_executor import LocalExecutor
 from jobs.metadata_file import is_current, write_metadata
 from jobs.plan import lost_sample
 from jobs.preparation import Prepared, RunOptions, prepare
-from jobs.progress import ProgressReport, counted, duration
+from jobs.progress import ProgressReport
+from jobs.quantities import counted, duration
 from jobs.record import (
     PATH,
     JobRecord,
@@ -122,11 +123,13 @@ def _work(
         if not stop:
             executor.load(record.settings)
         driver.run()
-    except (FailureRateError, KeyboardInterrupt):
+    except FailureRateError:
+        epoch.check()
         write_metadata(storage, Listing(storage))
         raise
     finally:
         report.close()
+    epoch.check()  # these files are the newest driver's to write
     write_metadata(storage, Listing(storage))
     if record.unaccepted and not stop:
         storage.put(PATH, replace(record, unaccepted=False).dump())
@@ -176,6 +179,8 @@ def _executor(
         config.model_dump_json(), uri, epoch.number, epoch.nonce, working_dir=str(Path.cwd())
     )
     if options.local:
+        if config.run.workers not in ("auto", 1):
+            _say(f"note: --local runs 1 worker in this process, not {config.run.workers}")
         local = LocalExecutor(spec)
         try:
             yield local
@@ -198,7 +203,9 @@ def _executor(
         )
         if executor.shortfall:
             _say(executor.shortfall)
-        _say(f"{executor.target} workers on {cluster}")
+        _say(f"{counted(executor.target, 'worker')} on {cluster}")
+        if not executor.gpus and os.environ.get("RAY_ADDRESS"):
+            _say("note: the cluster has no GPUs now; the job runs on its CPUs to the end")
         try:
             yield executor
         finally:
@@ -214,7 +221,7 @@ def _nothing_to_make(prepared: Prepared) -> int:
         try:
             check_weights(storage, prepared.record, node_fingerprint(prepared.config.model.folder))
         except (ValueError, OSError) as error:
-            raise InputError(f"model.path: {error}") from error
+            raise ModelError(f"model.path: {error}") from error
     if not is_current(storage, listing):
         write_metadata(storage, listing)
     return _summary(prepared, listing, 0.0, StopRequest())
@@ -232,7 +239,7 @@ def _summary(prepared: Prepared, listing: Listing, seconds: float, stop: StopReq
     _say(f"  manifest  {storage.uri}/metadata.parquet")
     _say(f"  look      zimage status {storage.uri}")
     _say(f"  check     zimage verify {storage.uri}")
-    if stop:
+    if stop and listing.num_rows < planned:
         _say(f"stopped by {stop.name}; the same command goes on with the rest")
         return EXIT_INTERRUPTED
     if listing.num_failed:

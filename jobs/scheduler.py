@@ -147,6 +147,8 @@ class Scheduler:
         if event.lease.attempt not in self._leased:
             return  # from a worker that was given up; its successor's rows count
         shard = self._of(event.lease)
+        if shard is None:
+            return
         message = event.message
         if isinstance(message, Planned):
             shard.samples |= {s.index: s for s in message.samples}
@@ -178,6 +180,8 @@ class Scheduler:
             return words
         lease = lease_or_none
         shard = self._of(lease)
+        if shard is None:  # it died between its last result and saying that it was done
+            return words
         left = [i for i in lease.wanted if i in shard.wanted and i not in shard.outcomes]
         kills = lease.kills + 1
         if not left:
@@ -236,11 +240,11 @@ class Scheduler:
         attempt = f"{lease.shard.id:08d}-{self._nonce()}"
         return Lease(lease.shard, attempt, indices, lease.isolate or isolate, kills)
 
-    def _of(self, lease: Lease) -> _Open:
-        """The open shard that a lease belongs to: the one that wants its samples."""
-        queue = self._open[lease.shard.id]
+    def _of(self, lease: Lease) -> _Open | None:
+        """The open shard that wants a lease's samples; None if it is committed already."""
         wanted = set(lease.wanted)
-        return next(shard for shard in queue if wanted <= shard.wanted)
+        queue = self._open.get(lease.shard.id, ())
+        return next((shard for shard in queue if wanted <= shard.wanted), None)
 
     def _record(
         self, shard: _Open, lease: Lease, result: Result, worker: str, info: WorkerInfo | None
@@ -284,6 +288,8 @@ class Scheduler:
 
     def _commit_partly(self, shard: _Open) -> None:
         """Whole batches only, in runs of neighbours, so that a name tells which."""
+        if not shard.batches and shard.outcomes:  # all made alone: each is a batch of its own
+            self._commit(shard, sorted(shard.outcomes))
         run: list[int] = []
         for batch in shard.batches:
             wanted = [i for i in batch if i in shard.wanted]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from jobs.config import JobConfig
 from jobs.errors import InputError
 from jobs.executor import Settings, WorkerInfo
@@ -44,7 +46,9 @@ def resolve(config: JobConfig, info: WorkerInfo, fingerprint: str) -> Settings:
     return Settings(
         device_type=info.device_type,
         dtype=dtype,
-        attention="native" if model.attention == "auto" else model.attention,
+        attention=os.environ.get("ZIMAGE_ATTENTION") or "native"
+        if model.attention == "auto"
+        else model.attention,
         compile=False if model.compile == "auto" else model.compile,
         offload="none" if model.offload == "auto" else model.offload,
         batch_size=batch_size,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from jobs.epoch import is_alive, newest_claim, read_events
 from jobs.output import Output
-from jobs.progress import duration
+from jobs.quantities import duration
 
 _SHOWN_FAILURES = 20
 _RECENT = 600.0  # seconds over which the rate of a running job is taken
@@ -164,6 +164,6 @@ def _next_command(output: Output, uri: str, *, running: bool, left: int) -> str 
         return None
     command = output.record.command or ["zimage", "run", "JOB", "--output", uri]
     words = shlex.join([w for w in command if w not in ("--retry-failed", "--accept-changes")])
-    if left:
-        return words
-    return f"{words} --retry-failed" if output.listing.num_failed else None
+    if output.listing.num_failed:
+        return f"{words} --retry-failed"
+    return words if left else None

@@ -8,6 +8,7 @@ and Azure alike (obstore). Objects appear whole or not at all.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -69,11 +70,6 @@ class Storage:
                 )
         except (BaseError, OSError, ValueError) as error:
             raise StorageError(f"output {uri!r} cannot be opened: {_short(error)}") from error
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the output is a folder of this machine's file system."""
-        return self.root is not None
 
     def put(self, path: str, content: bytes | Path) -> None:
         """Write or replace `path`; retried with backoff. Raises StorageError."""
@@ -141,10 +137,8 @@ class Storage:
         if self.root is not None:
             # A plain directory read: object metadata of 150 000 files would cost a stat each.
             try:
-                for entry in (self.root / folder).iterdir():
-                    # object_store stages a write beside its target as `name#1`
-                    if "#" not in entry.name:
-                        yield entry.name
+                # object_store stages a write beside its target as `name#1`
+                yield from (n for n in os.listdir(self.root / folder) if "#" not in n)  # noqa: PTH208 - a Path for each of 150 000 names takes a second
             except FileNotFoundError:
                 return
             except OSError as error:

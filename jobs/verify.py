@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jobs.errors import EXIT_DIFFERENCE, EXIT_OK
 from jobs.output import Output
-from jobs.progress import counted
+from jobs.quantities import counted
 from jobs.storage import Storage
 from jobs.writers import decode_image, pixels_sha256, sha256
 

@@ -185,8 +185,8 @@ class GenerationWorker:
         batches, failures, planned = self._plan(lease)
         yield planned
         wanted = set(lease.wanted)
-        pending: deque[tuple[int, list[Future[Result] | Result], int]] = deque()
-        for number, batch in enumerate(batches):
+        pending: deque[tuple[list[Future[Result] | Result], int]] = deque()
+        for batch in batches:
             if not wanted.intersection(s.index for s in batch):
                 continue
             if self._draining.is_set():
@@ -196,10 +196,10 @@ class GenerationWorker:
                 size = 0
             else:
                 results, size = self._make(lease, batch)
-            pending.append((number, results, size))
+            pending.append((results, size))
             while pending and (
-                all(isinstance(r, Result) or r.done() for r in pending[0][1])
-                or sum(entry[2] for entry in pending) > _PENDING_BYTES
+                all(isinstance(r, Result) or r.done() for r in pending[0][0])
+                or sum(entry[1] for entry in pending) > _PENDING_BYTES
             ):
                 yield self._finish(pending.popleft(), wanted)
         while pending:
@@ -239,7 +239,6 @@ class GenerationWorker:
         planned = Planned(
             samples=tuple(sorted(samples + lost, key=lambda s: s.index)),
             batches=tuple(tuple(s.index for s in batch) for batch in batches),
-            num_batches=len(batches),
         )
         return batches, failures, planned
 
@@ -255,22 +254,21 @@ class GenerationWorker:
             started = time.perf_counter()
             try:
                 pixels = self._generate(part)
-            except torch.OutOfMemoryError as error:
-                _empty_cache()
-                if len(part) > 1:
-                    half = len(part) // 2
-                    queue.extendleft([(part[half:], "halved"), (part[:half], "halved")])
-                    continue
-                results.append(_failed(part[0].index, indices, mode, "out_of_memory", str(error)))
-                continue
             except Exception as error:  # one bad sample is a row, whatever it raised
                 if _is_device_failure(error):
                     raise DeviceError(str(error)) from error
-                if len(part) > 1:
+                out_of_memory = _is_out_of_memory(error)
+                if out_of_memory:
+                    _empty_cache()
+                if len(part) == 1:
+                    kind: ErrorType = "out_of_memory" if out_of_memory else "generation_error"
+                    message = f"{type(error).__name__}: {error}"
+                    results.append(_failed(part[0].index, indices, mode, kind, message))
+                elif out_of_memory:
+                    half = len(part) // 2
+                    queue.extendleft([(part[half:], "halved"), (part[:half], "halved")])
+                else:
                     queue.extendleft([([s], "single") for s in reversed(part)])
-                    continue
-                message = f"{type(error).__name__}: {error}"
-                results.append(_failed(part[0].index, indices, mode, "generation_error", message))
                 continue
             seconds = (time.perf_counter() - started) / len(part)
             for sample, image in zip(part, pixels, strict=True):
@@ -354,15 +352,15 @@ class GenerationWorker:
         )
 
     def _finish(
-        self, entry: tuple[int, list[Future[Result] | Result], int], wanted: set[int]
+        self, entry: tuple[list[Future[Result] | Result], int], wanted: set[int]
     ) -> Finished:
-        number, futures, _ = entry
+        futures, _ = entry
         results = [r if isinstance(r, Result) else r.result() for r in futures]
         for result in results:
             if result.error_type is not None:
                 words = f"{result.error_type}: {result.error_message}"
                 self.log.write(f"sample {result.index}: {words}")
-        return Finished(number, tuple(r for r in results if r.index in wanted))
+        return Finished(tuple(r for r in results if r.index in wanted))
 
     def _tick(self, step: int) -> None:
         self.ticks += 1
@@ -417,9 +415,21 @@ def _invalid(image: Pixels | None) -> str | None:
     return None
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # the CPU's allocator raises a plain RuntimeError
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def _is_device_failure(error: Exception) -> bool:
     # torch.AcceleratorError is a RuntimeError too, and older versions have no class for it
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return (
+        isinstance(error, RuntimeError)
+        and "CUDA error" in str(error)
+        and "out of memory" not in str(error)
+    )
 
 
 def _empty_cache() -> None:

@@ -177,9 +177,11 @@ GENERATE = {
     "suffix": (["-o", "x.gif"], 2, "--output: x.gif: allowed: .png, .jpg, .jpeg, .webp"),
     "folder": (["-o", "no/x.png"], 2, "--output: no/x.png: no such folder: no"),
     "seed": (["--seed", "-1"], 2, "--seed: value '-1': allowed: a whole number, 0 or more"),
-    "model": (["--model", "nope"], 2, "--model: nope: no such folder; allowed: a checkpoint"),
+    "model": (["--model", "nope"], 5, "--model: nope: no such folder; allowed: a checkpoint"),
     "not a model": (["--model", "."], 5, "model_index.json"),
     "backend": (["--attention", "flash"], 2, "--attention: attention backend 'flash' cannot run"),
+    "lora": (["--lora", "x.safetensors"], 2, "--lora: x.safetensors: not available yet"),
+    "init image": (["--init-image", "x.png"], 2, "--init-image: x.png: not available yet"),
 }
 
 

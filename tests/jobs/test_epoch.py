@@ -1,5 +1,6 @@
 """One driver at a time: claims, heartbeats, succession."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -95,10 +96,8 @@ def test_of_many_at_once_exactly_one_gets_an_epoch(storage):
 
     def run():
         barrier.wait()
-        try:
+        with contextlib.suppress(OutputInUseError):
             taken.append(Epoch.take(storage))
-        except OutputInUseError:
-            pass
 
     threads = [threading.Thread(target=run) for _ in range(8)]
     for thread in threads:
@@ -119,6 +118,6 @@ def test_events_are_json_lines_in_order_and_roll_over(storage, monkeypatch):
     assert len(list(storage.names("events"))) > 1
     events = read_events(storage)
     assert [e["shard"] for e in events if e["event"] == "lease"] == list(range(20))
-    assert [e["event"] for e in events][0] == "epoch"
+    assert events[0]["event"] == "epoch"
     assert events[-1]["event"] == "end"
     assert newest_claim(storage).ended

@@ -42,7 +42,7 @@ class FakeWorker:
         indices = list(lease.wanted if lease.isolate else range(shard.start, shard.stop))
         size = 1 if lease.isolate else self.batch
         batches = [tuple(indices[i : i + size]) for i in range(0, len(indices), size)]
-        planned = Planned(tuple(sample(i) for i in indices), tuple(batches), len(batches))
+        planned = Planned(tuple(sample(i) for i in indices), tuple(batches))
         self.scheduler.progress(Progress("w", INFO, lease, planned))
         for number, batch in enumerate(batches):
             wanted = [i for i in batch if i in set(lease.wanted)]
@@ -56,7 +56,7 @@ class FakeWorker:
                 return False
             mode = "single" if lease.isolate else "planned"
             results = tuple(Result(i, batch, mode, datetime.now(UTC), f"{i}.png") for i in wanted)
-            self.scheduler.progress(Progress("w", INFO, lease, Finished(number, results)))
+            self.scheduler.progress(Progress("w", INFO, lease, Finished(results)))
         self.scheduler.ended(lease)
         return True
 
@@ -199,3 +199,27 @@ def test_random_histories_account_for_every_index(seed):
     assert sorted(found) == list(range(total))
     if poison:
         assert {i for i, r in found.items() if r.error_type} == poison
+
+
+def test_worker_that_dies_between_its_last_result_and_its_end_costs_nothing():
+    scheduler = scheduler_for(2, 2)
+    lease = scheduler.next()
+    worker = FakeWorker(scheduler)
+    ended, scheduler.ended = scheduler.ended, lambda _: None
+    worker.work(lease)
+    scheduler.ended = ended
+    assert len(scheduler.take_commits()) == 1
+    assert scheduler.lost(WorkerLost("w", INFO, lease, (), "worker_died", "gone", True)) == []
+    assert scheduler.num_leased == 0
+    assert scheduler.next() is None
+
+
+def test_drain_keeps_samples_that_were_made_alone_in_a_shard_nobody_planned():
+    scheduler = scheduler_for(3, 3)
+    for _ in range(2):
+        lost = WorkerLost("w", INFO, scheduler.next(), (), "worker_died", "gone", True)
+        scheduler.lost(lost)
+    FakeWorker(scheduler).work(scheduler.next())
+    scheduler.flush()
+    (commit,) = scheduler.take_commits()
+    assert [o.result.index for o in commit.outcomes] == [0]
