@@ -178,7 +178,7 @@ def _eyes(canvas: Canvas, avatar: Avatar, hair: Color) -> None:
         if avatar.gender == "woman":
             canvas.arc(x, EYE_Y, 9.2, 8.2, 190, 350, 2.4, DARK)
             canvas.line([(x + side * 8, EYE_Y - 3), (x + side * 11.5, EYE_Y - 6)], 2, DARK)
-        width = {"man": 3.6, "person": 2.8, "woman": 1.9}[avatar.gender]
+        width = {"man": 4.2, "person": 2.8, "woman": 1.9}[avatar.gender]
         inner, outer = (x - side * 6.5, 49 + lift + slant), (x + side * 7.5, 49.5 + lift - slant)
         canvas.line([inner, (x, 47.5 + lift), outer], width, brow)
 

@@ -34,7 +34,7 @@ BACKGROUND: Mapping[str, Color] = {
     "yellow": (250, 222, 98),
     "green": (118, 194, 112),
     "teal": (40, 158, 158),
-    "light blue": (160, 212, 246),
+    "light blue": (146, 208, 250),
     "blue": (66, 122, 220),
     "navy": (32, 48, 104),
     "purple": (134, 84, 182),

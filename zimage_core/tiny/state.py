@@ -42,7 +42,7 @@ class Budget:
 
 def learning_rate(step: int, total: int) -> float:
     """Factor of the learning rate: a warm-up, constant to half of the steps, then down to 0."""
-    warm = min(1.0, (step + 1) / _WARM_UP_STEPS, (step + 1) / max(1, total / 4))
+    warm = min(1.0, (step + 1) / max(1, min(_WARM_UP_STEPS, total / 4)))
     progress = step / max(1, total)
     return warm * min(1.0, max(0.0, (1 - progress) / (1 - _DECAY_FROM)))
 

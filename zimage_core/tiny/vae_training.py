@@ -41,7 +41,7 @@ def draw_picture(random: Random) -> NDArray[np.uint8]:
 
 def to_signed(pictures: NDArray[np.uint8]) -> Tensor:
     """Pictures (B, H, W, 3) uint8 as images (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 class VaeTrainer:
