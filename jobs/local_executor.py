@@ -57,6 +57,7 @@ class LocalExecutor:
         except InputError:
             raise
         except JobError as error:
+            self.num_workers = 0  # no other process can take its place
             self._events.append(LoadFailed(self.name, self._info, str(error)))
             return
         self._loaded = True

@@ -220,3 +220,60 @@ def test_image_that_is_none_is_invalid(make_job, monkeypatch, what):
     failed = [r for r in read_rows(job.output) if r["status"] == "failed"]
     assert failed
     assert {r["error_type"] for r in failed} == {"invalid_image"}
+
+
+def test_image_that_cannot_be_written_is_a_storage_error_of_its_row(make_job, monkeypatch):
+    from jobs.errors import StorageError
+    from jobs.storage import Storage
+
+    put = Storage.put
+
+    def refuse_one(self, path, content):
+        if path.endswith("_00000001.png"):
+            raise StorageError("503 slow down")
+        put(self, path, content)
+
+    monkeypatch.setattr(Storage, "put", refuse_one)
+    job = make_job(count=4)
+    assert run(job) == 3
+    rows = read_rows(job.output)
+    assert [r["error_type"] for r in rows] == [None, "storage_error", None, None]
+    assert "503" in rows[1]["error_message"]
+
+
+def test_broken_device_ends_the_run_and_the_next_one_goes_on(make_job, monkeypatch, capsys):
+    from jobs.worker import GenerationWorker
+
+    generate = GenerationWorker._generate
+
+    def break_down(self, batch):
+        if batch[0].index >= 4:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return generate(self, batch)
+
+    monkeypatch.setattr(GenerationWorker, "_generate", break_down)
+    job = make_job(count=8, shard_size=4)
+    assert run(job) == 5
+    assert "illegal memory access" in capsys.readouterr().err
+    monkeypatch.setattr(GenerationWorker, "_generate", generate)
+    assert run(job) == 0
+    assert "4 images kept" in capsys.readouterr().err
+    assert len(read_rows(job.output)) == 8
+
+
+def test_worker_that_does_not_see_the_drivers_output_is_refused(make_job, monkeypatch, capsys):
+    from jobs.worker import GenerationWorker
+
+    check = GenerationWorker._check_output
+
+    def elsewhere(self):
+        from dataclasses import replace
+
+        self.spec = replace(self.spec, nonce="of another place")
+        check(self)
+
+    monkeypatch.setattr(GenerationWorker, "_check_output", elsewhere)
+    job = make_job(count=2)
+    assert run(job) == 5
+    assert "is not the same place" in capsys.readouterr().err
+    assert not list(job.output.glob("images/*"))
