@@ -114,10 +114,10 @@ class Driver:
                 self._draining or self.scheduler.remaining(1) == 0
             ):
                 break
-            self._check_workers()
             for event in self.executor.poll(_POLL):
                 self._handle(event)
             self._commit()
+            self._check_workers()
             if rate_error is None:
                 rate_error = self._failure_rate()
                 if rate_error is not None:
