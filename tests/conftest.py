@@ -9,6 +9,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)
