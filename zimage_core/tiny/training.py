@@ -69,14 +69,14 @@ class Settings:
     """What a training depends on, but for how long its stages take."""
 
     seed: int = 0
-    dim: int = 192
-    layers: int = 4
-    heads: int = 6
+    dim: int = 160
+    layers: int = 5
+    heads: int = 5
     text_dim: int = 128
     text_layers: int = 3
     text_mlp: int = 320
     vocab_size: int = 1536
-    vae_channels: tuple[int, ...] = (24, 32, 48, 64)
+    vae_channels: tuple[int, ...] = (32, 48, 64, 64)
     latents: int = 14000
     captions: int = 40000
     batch_size: int = 40
