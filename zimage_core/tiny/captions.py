@@ -8,17 +8,13 @@ come up so that they are known as such.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from zimage_core.tiny.attributes import NONE, Avatar, Food, GameItem, Subject
+from zimage_core.tiny.prose import enumeration, sentence, spaced, with_article
 from zimage_core.tiny.vocabulary import Vocabulary
 
-_PLURALS = (
-    *("headphones", "overalls", "glasses", "sunglasses", "braids", "locs"),
-    *("macarons", "tacos", "pancakes"),
-)
-_MASSES = ("ramen", "sushi", "soup", "borscht", "hair", "skin")
 _HATS_THAT_ARE_HATS = ("cap", "beanie", "top hat")
 
 
@@ -61,7 +57,7 @@ class CaptionWriter:
         seen = f"{self._one(slots['framing'])} of {', '.join(filter(None, details))}"
         picture = [self._one(self.vocabulary.styles[kind])] if self._maybe(0.95) else []
         picture += [self._one(slots["lighting"]), self._one(slots["finish"])]
-        return f"{_sentence(seen)} {_sentence(', '.join(picture))}"
+        return f"{sentence(seen)} {sentence(', '.join(picture))}"
 
     def free_caption(self, subject: Subject, *, short: bool) -> str:
         """Describe a subject as people type: some of its attributes, in any order."""
@@ -89,7 +85,7 @@ class CaptionWriter:
     def _joined(self, head: str, phrases: list[str]) -> str:
         manner = self.random.random()
         if manner < 0.35 and phrases and not phrases[0].startswith(("in ", "on ", "with ")):
-            text = f"{head} with {_list(phrases)}"
+            text = f"{head} with {enumeration(phrases)}"
         elif manner < 0.5:
             text = ", ".join([*phrases, head])
         elif manner < 0.6:
@@ -116,13 +112,13 @@ class CaptionWriter:
         subject = self._word("avatars.gender", avatar.gender)
         if self._maybe(0.97):
             subject = f"{self._age()}-year-old {subject}"
-        subject = _article(subject)
+        subject = with_article(subject)
         if self._maybe(0.12):
-            subject = f"{_article(self._one(self.vocabulary.noise['occupation']))}, {subject}"
+            subject = f"{with_article(self._one(self.vocabulary.noise['occupation']))}, {subject}"
         looks, worn = [x for x in looks if x], [x for x in worn if x]
         return [
-            f"{subject} with {_list(looks)}" if looks else subject,
-            f"wearing {_list(worn)}" if worn else "",
+            f"{subject} with {enumeration(looks)}" if looks else subject,
+            f"wearing {enumeration(worn)}" if worn else "",
             self._expression(avatar),
         ]
 
@@ -168,7 +164,7 @@ class CaptionWriter:
                 clauses.append((text, True))
             elif self._maybe(0.25):
                 clauses.append((text, False))
-        return form.format(a=_article(gender), x=gender), clauses
+        return form.format(a=with_article(gender), x=gender), clauses
 
     def _age(self) -> int:
         return self.random.randint(18, 90)
@@ -192,14 +188,14 @@ class CaptionWriter:
         if cuts and (not plain or self._maybe(0.3)):
             cut = self._one(cuts)
             if self._maybe(0.75):
-                return f"{color} hair in {_article(cut)}"
-            return _article(f"{color} {cut}")
+                return f"{color} hair in {with_article(cut)}"
+            return with_article(f"{color} {cut}")
         return f"{self._one(plain)} {color} hair"
 
     def _beard(self, avatar: Avatar) -> str:
         if avatar.beard == NONE:
             return ""
-        return _article(self._word("avatars.beard", avatar.beard))
+        return with_article(self._word("avatars.beard", avatar.beard))
 
     def _hat(self, avatar: Avatar) -> str:
         if avatar.hat == NONE:
@@ -208,14 +204,14 @@ class CaptionWriter:
         if avatar.hat in _HATS_THAT_ARE_HATS and self._maybe(0.06):
             hat = "hat"
         if self._maybe(0.12):
-            return _article(hat)
-        return _article(f"{self._word('colors', avatar.hat_color)} {hat}")
+            return with_article(hat)
+        return with_article(f"{self._word('colors', avatar.hat_color)} {hat}")
 
     def _clothes(self, avatar: Avatar) -> str:
         clothes = self._word("avatars.clothes", avatar.clothes)
         if self._maybe(0.05):
-            return _article(clothes)
-        return _article(f"{self._word('colors', avatar.clothes_color)} {clothes}")
+            return with_article(clothes)
+        return with_article(f"{self._word('colors', avatar.clothes_color)} {clothes}")
 
     def _expression(self, avatar: Avatar, *, formal: bool = True) -> str:
         words = self.vocabulary.words("avatars.expression", avatar.expression)
@@ -235,7 +231,7 @@ class CaptionWriter:
         if self._maybe(0.6):
             garnish = "garnished with " + self._one(self.vocabulary.things["food"]["garnish"])
         plate = self._plate(food)
-        return [_article(_words(color, cuisine, dish)), plate and f"served {plate}", garnish]
+        return [with_article(spaced(color, cuisine, dish)), plate and f"served {plate}", garnish]
 
     def _dish_words(self, food: Food) -> tuple[str, str]:
         """The color, or nothing where the dish has its own or its name says it, and the name."""
@@ -258,11 +254,11 @@ class CaptionWriter:
         in_a_bowl = food.dish in ("soup", "ramen")
         vessels = self.vocabulary.words("food.plate", food.plate)
         plate = self._one([word for word in vessels if word.endswith("bowl") == in_a_bowl])
-        return f"{'in' if in_a_bowl else 'on'} {_article(plate)}"
+        return f"{'in' if in_a_bowl else 'on'} {with_article(plate)}"
 
     def _dish_clauses(self, food: Food) -> tuple[str, list[tuple[str, bool]]]:
         color, dish = self._dish_words(food)
-        name = _words(color, dish)
+        name = spaced(color, dish)
         form = self._one(
             ("{a}", "{x}", "picture of {a}", "a drawing of {a}", "{x} icon", "food, {a}")
         )
@@ -271,16 +267,16 @@ class CaptionWriter:
             clauses.append((self._plate(food), True))
         elif self._maybe(0.15):
             clauses.append(("no plate", False))
-        return form.format(a=_article(name), x=name), clauses
+        return form.format(a=with_article(name), x=name), clauses
 
     def _item(self, item: GameItem) -> list[str]:
         things = self.vocabulary.things["gaming"]
         rarity = self._one(things["rarity"]) if self._maybe(0.8) else ""
         material = self._one(things["material"]) if self._maybe(0.6) else ""
         color = self._word("colors", item.color) if self._maybe(0.97) else ""
-        name = _words(rarity, color, material, self._word("gaming.item", item.item))
-        category = _article(self._one(things["category"])) if self._maybe(0.9) else ""
-        return [_article(name), _words(category, self._effect(item))]
+        name = spaced(rarity, color, material, self._word("gaming.item", item.item))
+        category = with_article(self._one(things["category"])) if self._maybe(0.9) else ""
+        return [with_article(name), spaced(category, self._effect(item))]
 
     def _item_clauses(self, item: GameItem) -> tuple[str, list[tuple[str, bool]]]:
         name = self._word("gaming.item", item.item)
@@ -303,7 +299,7 @@ class CaptionWriter:
         clauses = [(self._background(item.background), False)]
         if item.effect != NONE:
             clauses.append((self._effect(item), True))
-        return form.format(a=_article(name), x=name), clauses
+        return form.format(a=with_article(name), x=name), clauses
 
     def _effect(self, item: GameItem) -> str:
         return self._word("gaming.effect", item.effect) if item.effect != NONE else ""
@@ -318,7 +314,7 @@ class CaptionWriter:
         if self._maybe(0.25):
             color = f"plain {color}"
         if formal or self._maybe(0.3):
-            return f"against {_article(f'{color} background')}"
+            return f"against {with_article(f'{color} background')}"
         return self._one((f"{color} background", f"{color} background", f"{color} backdrop"))
 
     def _word(self, table: str, value: str) -> str:
@@ -331,32 +327,3 @@ class CaptionWriter:
 
     def _maybe(self, chance: float) -> bool:
         return self.random.random() < chance
-
-
-def sample_captions(writer: CaptionWriter, subjects: Iterator[Subject], count: int) -> list[str]:
-    """Write captions of the next `count` subjects."""
-    return [writer.caption(next(subjects)) for _ in range(count)]
-
-
-def _article(phrase: str) -> str:
-    last = phrase.split()[-1]
-    if last in _PLURALS or last in _MASSES or phrase.startswith(("a ", "an ")):
-        return phrase
-    if phrase[0].isdigit():
-        an = phrase[0] == "8" or phrase.startswith(("11", "18"))
-    else:
-        an = phrase[0] in "aeiou" and not phrase.startswith("uni")
-    return f"{'an' if an else 'a'} {phrase}"
-
-
-def _list(items: Sequence[str]) -> str:
-    *first, last = items
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def _words(*words: str) -> str:
-    return " ".join(word for word in words if word)
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from zimage_core.tiny.settings import Settings
 from zimage_core.tiny.state import Budget
-from zimage_core.tiny.training import STAGES, Settings, Training
+from zimage_core.tiny.training import STAGES, Training
 
 STATE = Path("/var/tmp/zimage-tiny-train")
 MINUTES = {"vae": 40.0, "text": 3.0, "dit": 100.0, "distill": 25.0, "decoder": 20.0}

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
 import numpy as np
-import PIL
-import tokenizers
 import torch
-import transformers
 from torch import Tensor
 
 from zimage_core.autoencoder import AutoencoderKL
@@ -25,7 +21,6 @@ from zimage_core.tiny.caption_reading import CaptionReader
 from zimage_core.tiny.captions import CaptionWriter
 from zimage_core.tiny.dit_training import SHIFT, DitTrainer, Guide, initialize_transformer
 from zimage_core.tiny.latents import encode_latents, scale_and_shift, subjects_of
-from zimage_core.tiny.make import Sizes
 from zimage_core.tiny.parallel import Threads
 from zimage_core.tiny.sampling import (
     Validation,
@@ -33,6 +28,7 @@ from zimage_core.tiny.sampling import (
     save_samples,
     sheet_prompts,
 )
+from zimage_core.tiny.settings import Settings, versions
 from zimage_core.tiny.state import Budget, Log, Stage
 from zimage_core.tiny.text_training import TextTrainer, initialize_text_encoder
 from zimage_core.tiny.tokenizer import HYPHENATED_WORD, save_tokenizer, train_tokenizer
@@ -62,43 +58,6 @@ class Trainer(Protocol):
 
     def parts(self) -> dict[str, Any]:
         """Named parts with `state_dict` and `load_state_dict`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a training depends on, but for how long its stages take."""
-
-    seed: int = 0
-    dim: int = 160
-    layers: int = 5
-    heads: int = 5
-    text_dim: int = 128
-    text_layers: int = 3
-    text_mlp: int = 320
-    vocab_size: int = 1536
-    vae_channels: tuple[int, ...] = (32, 48, 64, 64)
-    latents: int = 14000
-    captions: int = 40000
-    batch_size: int = 40
-    dropout: float = 0.1
-    guidance: float = 3.0
-    threads: int = 2
-
-    def sizes(self) -> Sizes:
-        """Of the models."""
-        return Sizes(
-            dim=self.dim,
-            layers=self.layers,
-            heads=self.heads,
-            text_dim=self.text_dim,
-            text_layers=self.text_layers,
-            text_heads=4,
-            text_kv_heads=2,
-            text_head_dim=32,
-            text_mlp=self.text_mlp,
-            vocab_size=self.vocab_size,
-            vae_channels=self.vae_channels,
-        )
 
 
 class Training:
@@ -394,16 +353,3 @@ class Training:
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(self._random(purpose).getrandbits(62))
-
-
-def versions() -> dict[str, str]:
-    """What a training depends on besides its settings."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "tokenizers": tokenizers.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "machine": platform.machine(),
-    }

@@ -34,7 +34,7 @@ def written(count, seed=0):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     texts = [f"user\n{caption}\nassistant\n" for _, caption in written(20_000, seed=1)]
-    bpe = train_tokenizer(1536, texts, word=HYPHENATED_WORD)
+    bpe = train_tokenizer(2048, texts, word=HYPHENATED_WORD)
     return load_tokenizer(save_tokenizer(tmp_path_factory.mktemp("tokenizer"), bpe))
 
 

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from zimage_core.loader import load_from_local_dir
 from zimage_core.pipeline import generate
+from zimage_core.tiny.settings import Settings
 from zimage_core.tiny.state import Budget
 from zimage_core.tiny.train import main
-from zimage_core.tiny.training import Settings, Training
+from zimage_core.tiny.training import Training
 
 SMALL = {
     "dim": 64,
