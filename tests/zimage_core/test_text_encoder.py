@@ -16,7 +16,7 @@ from zimage_core.text_encoder import (
     text_encoder_shapes,
     tokenize,
 )
-from zimage_core.tiny.tokenizer import save_tokenizer
+from zimage_core.tiny.tokenizer import save_tokenizer, train_tokenizer
 
 CONFIGS = {
     "grouped": {},
@@ -64,7 +64,7 @@ def models(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, 600)
+    save_tokenizer(folder, train_tokenizer(600))
     return load_tokenizer(folder)
 
 
