@@ -8,6 +8,7 @@ frozen node. Any RayError that is not the worker's own exception costs the worke
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from jobs.executor import (
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
 _BEAT = 2.0  # seconds between two questions to a worker whether it moves
 _LOAD_LIMIT = 1800.0  # seconds for a worker to start and load, at least
+_ROOM_NOTE = 30.0  # seconds between two words about a cluster that has no room
 _JOIN = 5.0  # seconds between two looks for GPUs that joined the cluster
 _END = "end"
 
@@ -169,16 +171,15 @@ class RayExecutor:
             )
         for _ in range(self._target):
             self._add()
+        begun = time.monotonic()
         while True:
             describing = {w.describing: w for w in self._workers}
             if not describing:
                 raise ClusterError("every worker died before it could start; see the Ray logs")
-            done, _ = ray.wait(list(describing), num_returns=1, timeout=60)
+            done, _ = ray.wait(list(describing), num_returns=1, timeout=_ROOM_NOTE)
             if not done:
-                raise ClusterError(
-                    "no worker started within 60 s: the cluster's resources are taken "
-                    f"({ray.available_resources()})"
-                )
+                self._wait_for_room(time.monotonic() - begun)
+                continue
             worker = describing[done[0]]
             try:
                 worker.info = ray.get(done[0])
@@ -192,6 +193,14 @@ class RayExecutor:
             worker.describing = None
             self._first = worker
             return worker.info
+
+    def _wait_for_room(self, waited: float) -> None:
+        """Say that no worker has started; an autoscaler may take minutes to bring a node."""
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        words = f"no worker has started after {waited:.0f} s; free on the cluster: {free}"
+        if waited > _LOAD_LIMIT:
+            raise ClusterError(words)
+        print(f"{words}; waiting", file=sys.stderr, flush=True)
 
     def fingerprint(self) -> str:
         """See `Executor.fingerprint`; asks the worker that started first."""
