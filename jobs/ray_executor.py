@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,52 +31,13 @@ from jobs.executor import (
     WorkerReady,
     WorkerSpec,
 )
+from jobs.ray_worker import WorkerActor
 
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
 _BEAT = 2.0  # seconds between two questions to a worker whether it moves
 _LOAD_LIMIT = 1800.0  # seconds for a worker to start and load, at least
 _ROOM_NOTE = 30.0  # seconds between two words about a cluster that has no room
 _JOIN = 5.0  # seconds between two looks for GPUs that joined the cluster
-_END = "end"
-
-
-class WorkerActor:
-    """What runs in an actor's process: a GenerationWorker behind Ray's calls."""
-
-    def __init__(self, spec: WorkerSpec, name: str) -> None:
-        from jobs.worker import GenerationWorker
-
-        self.worker = GenerationWorker(spec, name)
-
-    def describe(self) -> WorkerInfo:
-        """See `GenerationWorker.describe`."""
-        return self.worker.describe()
-
-    def fingerprint(self) -> str:
-        """See `GenerationWorker.fingerprint`."""
-        return self.worker.fingerprint()
-
-    def load(self, settings: Settings) -> float:
-        """Load the model; seconds it took."""
-        started = time.perf_counter()
-        self.worker.load(settings)
-        return time.perf_counter() - started
-
-    @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
-    def run(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
-        """The messages of a lease, then whether it was drained."""
-        yield from self.worker.run(lease)
-        yield (_END, self.worker.draining)
-
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def beat(self) -> int:
-        """How much work was done so far, in steps."""
-        return self.worker.ticks
-
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def drain(self) -> None:
-        """See `GenerationWorker.drain`."""
-        self.worker.drain()
 
 
 @dataclass(slots=True)

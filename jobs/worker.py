@@ -13,8 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -25,7 +24,6 @@ from jobs.errors import (
     InputError,
     ModelError,
     StorageError,
-    StorageUnusableError,
 )
 from jobs.executor import (
     Finished,
@@ -38,6 +36,7 @@ from jobs.executor import (
     WorkerSpec,
 )
 from jobs.fingerprint import node_fingerprint
+from jobs.image_output import ImageOutput, Made, fault_of
 from jobs.manifest import BatchMode
 from jobs.plan import (
     PromptError,
@@ -50,7 +49,7 @@ from jobs.plan import (
 from jobs.record import versions
 from jobs.storage import Storage
 from jobs.worker_log import WorkerLog
-from jobs.writers import WRITERS, Pixels, pixels_sha256, sha256
+from jobs.writers import Pixels
 from prompt_generators import PromptGenerator
 from zimage_core import (
     AttentionBackendError,
@@ -60,7 +59,6 @@ from zimage_core import (
 )
 from zimage_core.images import to_uint8
 
-_WRITE_THREADS = 2
 _PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
 
 
@@ -82,12 +80,17 @@ class GenerationWorker:
         self.config = JobConfig.model_validate_json(spec.config)
         self.storage = Storage(spec.output_uri)
         self.log = WorkerLog(self.storage, f"logs/{spec.epoch:06d}-{name}.log")
-        self.ticks = 0  # goes up with every step of work: what a heartbeat reports
+        self._steps = 0
         self._draining = threading.Event()
         self._pipeline: ZImagePipeline | None = None
         self._generator: PromptGenerator | None = None
         self._settings: Settings | None = None
-        self._pool = ThreadPoolExecutor(_WRITE_THREADS, thread_name_prefix="writer")
+        self._images = ImageOutput(self.storage, self.config)
+
+    @property
+    def ticks(self) -> int:
+        """Goes up with every step of work: what a heartbeat reports."""
+        return self._steps + self._images.written
 
     def describe(self) -> WorkerInfo:
         """Where this worker runs. Loads nothing."""
@@ -195,7 +198,7 @@ class GenerationWorker:
                 results: list[Future[Result] | Result] = [failures[batch[0].index]]
                 size = 0
             else:
-                results, size = self._make(lease, batch)
+                results, size = self._make(lease, batch, wanted)
             pending.append((results, size))
             while pending and (
                 all(isinstance(r, Result) or r.done() for r in pending[0][0])
@@ -208,7 +211,7 @@ class GenerationWorker:
 
     def close(self) -> None:
         """Flush the log and end the writer threads."""
-        self._pool.shutdown()
+        self._images.close()
         self.log.flush()
 
     def _plan(self, lease: Lease) -> tuple[list[list[Sample]], dict[int, Result], Planned]:
@@ -220,7 +223,7 @@ class GenerationWorker:
         failures: dict[int, Result] = {}
         lost: list[Sample] = []
         for index in indices:
-            self.ticks += 1
+            self._steps += 1
             try:
                 samples.append(
                     make_sample(
@@ -228,7 +231,8 @@ class GenerationWorker:
                     )
                 )
             except PromptError as error:
-                failures[index] = _failed(index, (index,), "planned", "prompt_error", str(error))
+                made = Made(index, lease.attempt, (index,), "planned")
+                failures[index] = made.failed("prompt_error", str(error))
                 lost.append(lost_sample(self.config, index))
         lengths = self._pipeline.caption_lengths(
             [s.prompt for s in samples], self.config.sampling.max_sequence_length
@@ -242,7 +246,9 @@ class GenerationWorker:
         )
         return batches, failures, planned
 
-    def _make(self, lease: Lease, batch: list[Sample]) -> tuple[list[Future[Result] | Result], int]:
+    def _make(
+        self, lease: Lease, batch: list[Sample], wanted: set[int]
+    ) -> tuple[list[Future[Result] | Result], int]:
         """Generate a batch, falling back to smaller ones; results, and the bytes that wait."""
         queue: deque[tuple[list[Sample], BatchMode]] = deque()
         queue.append((batch, "single" if lease.isolate else "planned"))
@@ -262,8 +268,8 @@ class GenerationWorker:
                     _empty_cache()
                 if len(part) == 1:
                     kind: ErrorType = "out_of_memory" if out_of_memory else "generation_error"
-                    message = f"{type(error).__name__}: {error}"
-                    results.append(_failed(part[0].index, indices, mode, kind, message))
+                    made = Made(part[0].index, lease.attempt, indices, mode)
+                    results.append(made.failed(kind, f"{type(error).__name__}: {error}"))
                 elif out_of_memory:
                     half = len(part) // 2
                     queue.extendleft([(part[half:], "halved"), (part[:half], "halved")])
@@ -272,15 +278,15 @@ class GenerationWorker:
                 continue
             seconds = (time.perf_counter() - started) / len(part)
             for sample, image in zip(part, pixels, strict=True):
-                fault = _invalid(image)
+                if sample.index not in wanted:
+                    continue  # made for its neighbours' sake: its row and its file are there
+                made = Made(sample.index, lease.attempt, indices, mode, seconds)
+                fault = fault_of(image)
                 if image is None or fault is not None:
-                    message = fault or ""
-                    results.append(_failed(sample.index, indices, mode, "invalid_image", message))
+                    results.append(made.failed("invalid_image", fault or ""))
                     continue
                 size += image.nbytes
-                results.append(
-                    self._pool.submit(self._write, lease, sample, image, indices, mode, seconds)
-                )
+                results.append(self._images.submit(made, image))
         return results, size
 
     def _generate(self, batch: Sequence[Sample]) -> list[Pixels | None]:
@@ -299,7 +305,7 @@ class GenerationWorker:
                 [s.negative_prompt for s in batch],
                 max_sequence_length=sampling.max_sequence_length,
             )
-        self.ticks += 1
+        self._steps += 1
         latents = pipeline.denoise(
             prompts,
             height=first.height,
@@ -313,43 +319,10 @@ class GenerationWorker:
             on_step=self._tick,
         )
         images = pipeline.decode(latents)
-        self.ticks += 1
+        self._steps += 1
         finite = torch.isfinite(images).flatten(1).all(1).tolist()
         pixels = to_uint8(torch.nan_to_num(images))
         return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
-
-    def _write(
-        self,
-        lease: Lease,
-        sample: Sample,
-        pixels: Pixels,
-        batch: tuple[int, ...],
-        mode: BatchMode,
-        seconds: float,
-    ) -> Result:
-        started = time.perf_counter()
-        writer = WRITERS[self.config.output.format]
-        name = f"{self.config.name}_{sample.index:08d}.{writer.extension}"
-        path = f"images/{lease.attempt}/{name}"
-        content = writer.encode(pixels)
-        try:
-            self.storage.put(path, content)
-        except StorageUnusableError:
-            raise  # a full disk is no fault of this sample: the job ends, and a rerun goes on
-        except StorageError as error:
-            return _failed(sample.index, batch, mode, "storage_error", str(error))
-        self.ticks += 1
-        return Result(
-            index=sample.index,
-            batch=batch,
-            batch_mode=mode,
-            created_at=datetime.now(UTC),
-            file_name=path,
-            bytes=len(content),
-            sha256=sha256(content),
-            pixels_sha256=pixels_sha256(pixels),
-            seconds=seconds + time.perf_counter() - started,
-        )
 
     def _finish(
         self, entry: tuple[list[Future[Result] | Result], int], wanted: set[int]
@@ -363,7 +336,7 @@ class GenerationWorker:
         return Finished(tuple(r for r in results if r.index in wanted))
 
     def _tick(self, step: int) -> None:
-        self.ticks += 1
+        self._steps += 1
 
     def _weights(self) -> Path:
         model = self.config.model
@@ -391,28 +364,6 @@ def device_type() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _failed(
-    index: int, batch: tuple[int, ...], mode: BatchMode, error_type: ErrorType, message: str
-) -> Result:
-    return Result(
-        index=index,
-        batch=batch,
-        batch_mode=mode,
-        created_at=datetime.now(UTC),
-        error_type=error_type,
-        # what a generator puts into its exception may be no text that can be written
-        error_message=message[:2000].encode(errors="replace").decode(),
-    )
-
-
-def _invalid(image: Pixels | None) -> str | None:
-    if image is None:
-        return "the decoded image has values that are not finite"
-    if (image == image[:1, :1]).all():
-        return f"the image is of one flat colour, rgb{tuple(image[0, 0].tolist())}"
-    return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -197,6 +197,8 @@ def test_sample_that_cannot_be_made_is_found_and_its_neighbours_are_made(make_jo
     assert run(job, "--retry-failed") == 0
     mended = read_rows(job.output)[2]
     assert (mended["status"], mended["revision"]) == ("ok", 1)
+    # its batch was made whole again, but only its own file was written
+    assert len(list(job.output.glob("images/*/*.png"))) == 4
     other = make_job(count=4, name="other")
     assert run(other) == 0
     # made again within its planned batch: the bytes of a run in which nothing failed
@@ -239,6 +241,26 @@ def test_image_that_cannot_be_written_is_a_storage_error_of_its_row(make_job, mo
     rows = read_rows(job.output)
     assert [r["error_type"] for r in rows] == [None, "storage_error", None, None]
     assert "503" in rows[1]["error_message"]
+
+
+def test_image_that_cannot_be_encoded_costs_its_row_alone(make_job, monkeypatch):
+    from jobs.writers import WRITERS
+
+    writer = WRITERS["png"]
+    encode = type(writer).encode
+    calls = iter(range(100))
+
+    def fail_once(self, pixels):
+        if next(calls) == 0:
+            raise ValueError("no memory for a buffer")
+        return encode(self, pixels)
+
+    monkeypatch.setattr(type(writer), "encode", fail_once)
+    job = make_job(count=4)
+    assert run(job) == 3
+    failed = [r for r in read_rows(job.output) if r["status"] == "failed"]
+    assert [r["error_type"] for r in failed] == ["generation_error"]
+    assert "no memory for a buffer" in failed[0]["error_message"]
 
 
 def test_broken_device_ends_the_run_and_the_next_one_goes_on(make_job, monkeypatch, capsys):

@@ -1,0 +1,103 @@
+"""From pixels to a committed file's facts: check, encode, hash and write, beside the next batch."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from jobs.config import JobConfig
+from jobs.errors import ErrorType, StorageError, StorageUnusableError
+from jobs.executor import Result
+from jobs.manifest import BatchMode
+from jobs.storage import Storage
+from jobs.writers import WRITERS, Pixels, pixels_sha256, sha256
+
+_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How an image was made: what its row says besides the file's facts."""
+
+    index: int
+    attempt: str
+    batch: tuple[int, ...]
+    batch_mode: BatchMode
+    seconds: float = 0.0  # of the device, for this image
+
+    def failed(self, error_type: ErrorType, message: str) -> Result:
+        """The result of a sample that has no image."""
+        return Result(
+            index=self.index,
+            batch=self.batch,
+            batch_mode=self.batch_mode,
+            created_at=datetime.now(UTC),
+            error_type=error_type,
+            # what a generator puts into its exception may be no text that can be written
+            error_message=message[:2000].encode(errors="replace").decode(),
+        )
+
+
+class ImageOutput:
+    """Writes a worker's images on a few threads of its own.
+
+    Args:
+        storage: the output.
+        config: gives the files' name and format.
+    """
+
+    def __init__(self, storage: Storage, config: JobConfig) -> None:
+        self.storage = storage
+        self.name = config.name
+        self.writer = WRITERS[config.output.format]
+        self.written = 0
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")
+
+    def submit(self, made: Made, pixels: Pixels) -> Future[Result]:
+        """Write uint8 `pixels` (H, W, 3) below the attempt's own prefix.
+
+        The result is a failed one where the image cannot be encoded or written; a full or
+        read-only output raises StorageUnusableError instead, as no fault of the sample.
+        """
+        return self._pool.submit(self._write, made, pixels)
+
+    def close(self) -> None:
+        """End the threads once everything is written."""
+        self._pool.shutdown()
+
+    def _write(self, made: Made, pixels: Pixels) -> Result:
+        started = time.perf_counter()
+        file = f"{self.name}_{made.index:08d}.{self.writer.extension}"
+        path = f"images/{made.attempt}/{file}"
+        try:
+            content = self.writer.encode(pixels)
+            self.storage.put(path, content)
+        except StorageUnusableError:
+            raise
+        except StorageError as error:
+            return made.failed("storage_error", str(error))
+        except Exception as error:  # noqa: BLE001 - costs its image, not the worker
+            return made.failed("generation_error", f"{type(error).__name__}: {error}")
+        self.written += 1
+        return Result(
+            index=made.index,
+            batch=made.batch,
+            batch_mode=made.batch_mode,
+            created_at=datetime.now(UTC),
+            file_name=path,
+            bytes=len(content),
+            sha256=sha256(content),
+            pixels_sha256=pixels_sha256(pixels),
+            seconds=made.seconds + time.perf_counter() - started,
+        )
+
+
+def fault_of(image: Pixels | None) -> str | None:
+    """Why decoded pixels are no image; None for a good one."""
+    if image is None:
+        return "the decoded image has values that are not finite"
+    if (image == image[:1, :1]).all():
+        return f"the image is of one flat colour, rgb{tuple(image[0, 0].tolist())}"
+    return None

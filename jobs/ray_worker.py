@@ -1,0 +1,51 @@
+"""The process behind one actor: a `GenerationWorker` that answers Ray's calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import ray
+
+from jobs.executor import Lease, Message, Settings, WorkerInfo, WorkerSpec
+
+END = "end"  # the last answer to a lease, so that a stream that breaks off is told from one
+
+
+class WorkerActor:
+    """What runs in an actor's process: a GenerationWorker behind Ray's calls."""
+
+    def __init__(self, spec: WorkerSpec, name: str) -> None:
+        from jobs.worker import GenerationWorker
+
+        self.worker = GenerationWorker(spec, name)
+
+    def describe(self) -> WorkerInfo:
+        """See `GenerationWorker.describe`."""
+        return self.worker.describe()
+
+    def fingerprint(self) -> str:
+        """See `GenerationWorker.fingerprint`."""
+        return self.worker.fingerprint()
+
+    def load(self, settings: Settings) -> float:
+        """Load the model; seconds it took."""
+        started = time.perf_counter()
+        self.worker.load(settings)
+        return time.perf_counter() - started
+
+    @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
+    def run(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
+        """The messages of a lease, then whether it was drained."""
+        yield from self.worker.run(lease)
+        yield (END, self.worker.draining)
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def beat(self) -> int:
+        """How much work was done so far, in steps."""
+        return self.worker.ticks
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def drain(self) -> None:
+        """See `GenerationWorker.drain`."""
+        self.worker.drain()
