@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE, help="folder that it resumes from")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to do")
     parser.add_argument("--vocabularies", type=Path, help="folder; that of the clone by default")
+    parser.add_argument("--vae", type=Path, help="folder of an autoencoder to take as it is")
     for name, minutes in MINUTES.items():
         parser.add_argument(f"--minutes-{name}", type=float, default=minutes)
         parser.add_argument(f"--steps-{name}", type=int, help="instead of minutes")
@@ -42,7 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: Budget(options[f"minutes_{name}"], options[f"steps_{name}"]) for name in MINUTES
     }
     settings = Settings(**{item.name: options[item.name] for item in fields(Settings)})
-    training = Training(options["state"], settings, budgets, vocabularies=options["vocabularies"])
+    training = Training(
+        options["state"],
+        settings,
+        budgets,
+        vocabularies=options["vocabularies"],
+        vae=options["vae"],
+    )
     training.run(options["out"], options["until"])
 
 

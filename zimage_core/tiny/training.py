@@ -41,7 +41,7 @@ from zimage_core.tiny.vae_training import (
     reconstruct,
 )
 from zimage_core.tiny.vocabulary import load_vocabulary
-from zimage_core.tiny.writer import Checkpoint, write_checkpoint
+from zimage_core.tiny.writer import Checkpoint, read_vae, write_checkpoint
 from zimage_core.transformer import ZImageTransformer2DModel
 
 STAGES = ("tokenizer", "vae", "latents", "text", "dit", "distill", "decoder")
@@ -68,6 +68,8 @@ class Training:
         settings: must be those that the folder was begun with.
         budgets: for "vae", "text", "dit", "distill" and "decoder".
         vocabularies: folder with the vocabularies; that of the clone if not given.
+        vae: folder of a trained autoencoder (`config.json` and weights) that is taken as it is,
+            instead of training one.
         quiet: nothing goes to the terminal.
 
     Raises:
@@ -81,6 +83,7 @@ class Training:
         budgets: dict[str, Budget],
         *,
         vocabularies: Path | None = None,
+        vae: Path | None = None,
         quiet: bool = False,
     ) -> None:
         state.mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,7 @@ class Training:
         self.vocabulary = load_vocabulary(vocabularies)
         sizes = settings.sizes()
         self.transformer_config, self.text_config = sizes.transformer(), sizes.text_encoder()
+        self._given_vae = vae
         self.vae = AutoencoderKL(sizes.autoencoder())
         self.transformer = ZImageTransformer2DModel(self.transformer_config)
         self.text_encoder = TextEncoder(self.text_config)
@@ -130,7 +134,12 @@ class Training:
         self.log.write("tokenizer", tokens=self.bpe.get_vocab_size())
 
     def autoencoder(self) -> None:
-        """Train the autoencoder; its averaged weights stay."""
+        """Train the autoencoder, whose averaged weights stay, or take the given one."""
+        if self._given_vae is not None:
+            self.vae = read_vae(self._given_vae)
+            self.vae.requires_grad_(False)
+            self.log.write("vae", taken_from=str(self._given_vae))
+            return
         random, generator = self._random("vae"), self._generator("vae")
         trainer = VaeTrainer(self.vae, self.threads, random, generator)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.config import AutoencoderConfig, TextEncoderConfig, TransformerConfig
 from zimage_core.tiny.tokenizer import save_tokenizer
 
@@ -98,6 +99,27 @@ def write_checkpoint(
         save_weights(out / folder, stem, state, shard_size)
     save_tokenizer(out / "tokenizer", checkpoint.tokenizer)
     return out
+
+
+def read_vae(folder: Path) -> AutoencoderKL:
+    """Read an autoencoder alone, from the `vae` folder of a checkpoint, in float32.
+
+    Raises:
+        CheckpointError: its configuration is no autoencoder's.
+        RuntimeError: its tensors are not those of the configuration.
+        OSError: there is no such folder.
+    """
+    vae = AutoencoderKL(AutoencoderConfig.from_json(folder / "config.json"))
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    vae.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+    return vae
+
+
+def write_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype) -> None:
+    """Write an autoencoder alone, as `read_vae` reads it."""
+    _write_json(folder / "config.json", {**_diffusers_class("AutoencoderKL"), **asdict(vae.config)})
+    state = {key: tensor.to(dtype) for key, tensor in sorted(vae.state_dict().items())}
+    save_weights(folder, "diffusion_pytorch_model", state)
 
 
 def save_weights(

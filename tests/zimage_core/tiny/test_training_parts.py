@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.text_encoder import TextEncoder
 from zimage_core.tiny.dit_training import (
     Guide,
@@ -21,6 +22,7 @@ from zimage_core.tiny.parallel import Threads
 from zimage_core.tiny.state import Budget, Log, Stage, learning_rate, load_state, save_atomically
 from zimage_core.tiny.text_training import initialize_text_encoder, replicas
 from zimage_core.tiny.vae_training import initialize_vae, reconstruct, split_parameters
+from zimage_core.tiny.writer import read_vae, write_vae
 from zimage_core.transformer import ZImageTransformer2DModel
 
 SIZES = Sizes(dim=64, layers=2, heads=2, text_dim=32, vae_channels=(8, 8, 8, 8))
@@ -300,3 +302,12 @@ def test_state_files_are_replaced_whole_and_damage_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"s\.pt: cannot be read as a training state"):
         load_state(path)
+
+
+def test_autoencoder_is_read_as_it_was_written(tmp_path):
+    vae = AutoencoderKL(Sizes(vae_channels=(8, 8, 8, 8)).autoencoder())
+    write_vae(tmp_path / "vae", vae, torch.float32)
+    read = read_vae(tmp_path / "vae")
+    assert read.config == vae.config
+    for key, tensor in vae.state_dict().items():
+        assert torch.equal(read.state_dict()[key], tensor), key
