@@ -17,6 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 demo: $(STAMP)
 	$(BIN)/zimage run jobs/avatars.yaml --config configs/z-image-tiny.yaml \
 		--count 24 --workers 2 --output $(DEMO_OUTPUT)
+	$(BIN)/python -m jobs.contact_sheet $(DEMO_OUTPUT) $(DEMO_OUTPUT).png
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

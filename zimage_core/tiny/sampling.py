@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zimage_core.autoencoder import AutoencoderKL
+from zimage_core.contact_sheet import contact_sheet
 from zimage_core.images import from_signed, to_pil
 from zimage_core.pipeline import generate
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
@@ -20,7 +21,7 @@ from zimage_core.tiny.captions import CaptionWriter
 from zimage_core.tiny.dit_training import SHIFT, TrainingForward
 from zimage_core.tiny.vae_training import to_signed
 from zimage_core.tiny.vocabulary import Vocabulary
-from zimage_core.tiny.world import SIZE, contact_sheet, draw_array, draw_jitter
+from zimage_core.tiny.world import SIZE, draw_array, draw_jitter
 from zimage_core.transformer import ZImageTransformer2DModel
 
 VALIDATION_LEVELS = (1.0, 0.9, 0.75, 0.5, 0.25)

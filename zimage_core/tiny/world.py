@@ -78,20 +78,3 @@ def draw_jitter(random: Random) -> Jitter:
             random.randint(-MAX_TINT, MAX_TINT),
         ),
     )
-
-
-def contact_sheet(pictures: list[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """Pictures of one size in rows, on white.
-
-    Raises:
-        ValueError: there are no pictures.
-    """
-    if not pictures:
-        raise ValueError("a contact sheet needs at least one picture")
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for i, picture in enumerate(pictures):
-        row, column = divmod(i, columns)
-        sheet.paste(picture, (gap + column * (width + gap), gap + row * (height + gap)))
-    return sheet

@@ -18,7 +18,7 @@ from zimage_core.tiny.attributes import (
     with_values,
 )
 from zimage_core.tiny.canvas import Canvas, Jitter
-from zimage_core.tiny.world import contact_sheet, draw, draw_array, draw_jitter
+from zimage_core.tiny.world import draw, draw_array, draw_jitter
 
 BASE = {
     "avatars": {
@@ -120,13 +120,6 @@ def test_edges_are_smooth_and_sizes_free():
     small = draw_array(subject, size=64, supersampling=2)
     halved = draw_array(subject).reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     assert np.abs(small - halved).mean() < 2
-
-
-def test_contact_sheet():
-    sheet = contact_sheet([draw(make_subject(kind, BASE[kind])) for kind in KINDS], columns=2)
-    assert sheet.size == (2 * 132 + 4, 2 * 132 + 4)
-    with pytest.raises(ValueError, match="at least one picture"):
-        contact_sheet([], 3)
 
 
 def test_boxes_without_inside_are_refused():
