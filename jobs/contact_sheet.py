@@ -1,6 +1,8 @@
 """The pictures of an output side by side, as one image file.
 
     python -m jobs.contact_sheet output/demo output/demo.png --columns 8
+
+For a look at a small output; it reads what is committed, of a job that is still running too.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from zimage_core.tiny.attributes import (
     with_values,
 )
 from zimage_core.tiny.canvas import Canvas, Jitter
-from zimage_core.tiny.world import draw, draw_array, draw_jitter
+from zimage_core.tiny.world import draw_array, draw_jitter
 
 BASE = {
     "avatars": {
