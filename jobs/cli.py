@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, JobError
 
 # part of the command's contract, refused by name until the core can do them
@@ -94,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
     for flag in UNAVAILABLE_GENERATE_FLAGS:
         generate.add_argument(flag, action="append", metavar="X", help="not available yet")
     generate.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+
+    weights = _command(commands, "weights", _weights, "fetch, list and check checkpoints")
+    weights_command.add_arguments(weights)
 
     doctor = _command(commands, "doctor", _doctor, "what this machine can run")
     doctor.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to check as well")
@@ -249,6 +253,10 @@ def _generate(args: argparse.Namespace) -> int:
         if value is not None:
             raise InputError(f"{flag}: {value[0]}: not available yet; leave it out")
     return generate_file(args)
+
+
+def _weights(args: argparse.Namespace) -> int:
+    return weights_command.run(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:
