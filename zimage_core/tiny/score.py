@@ -2,8 +2,9 @@
 
     python -m zimage_core.tiny.score data/checkpoints/z-image-tiny --prompts 500 --steps 8
 
-Prompts come from the caption grammar by a seed of their own, so none was trained on but by chance.
-Each attribute that a prompt states and that can be seen counts once. The last line is JSON.
+Prompts come from the caption grammar by a seed of their own, and are of subjects whose drawings are
+not among those of the training. Each attribute that a prompt states and that can be seen counts
+once. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,14 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from zimage_core.images import to_uint8
 from zimage_core.loader import load_from_local_dir
 from zimage_core.pipeline import generate
-from zimage_core.tiny.attributes import KINDS, attributes_of, draw_subject, make_subject
+from zimage_core.tiny.attributes import KINDS, Subject, attributes_of, draw_subject, make_subject
 from zimage_core.tiny.caption_reading import CaptionReader
 from zimage_core.tiny.captions import CaptionWriter
 from zimage_core.tiny.detector import detect, measurable
+from zimage_core.tiny.latents import subjects_of
+from zimage_core.tiny.settings import Settings
 from zimage_core.tiny.vae_training import draw_kind
 from zimage_core.tiny.vocabulary import Vocabulary, load_vocabulary
 from zimage_core.tiny.world import SIZE
@@ -86,6 +91,8 @@ def make_questions(
 ) -> list[Question]:
     """Write prompts of random subjects, in all manners, and note what they state.
 
+    No subject is one of those that a training with the default settings learns from.
+
     Args:
         vocabulary: the words.
         count: number of questions.
@@ -97,11 +104,18 @@ def make_questions(
     questions: list[Question] = []
     while len(questions) < count:
         kind = draw_kind(random)
-        prompt = writer.caption(draw_subject(kind, random))
+        subject = draw_subject(kind, random)
+        prompt = writer.caption(subject)
         found, stated = reader.read(prompt)
-        if found == kind and only in {None, kind}:
+        if found == kind and only in {None, kind} and subject not in _trained():
             questions.append(Question(prompt, kind, stated))
     return questions
+
+
+@lru_cache(maxsize=1)
+def _trained() -> frozenset[Subject]:
+    settings = Settings()
+    return frozenset(subjects_of(settings.latents_seed, settings.latents))
 
 
 def judge(question: Question, picture: NDArray[np.uint8]) -> dict[str, bool]:
@@ -146,7 +160,7 @@ def make_pictures(
     steps: int,
     guidance: float,
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Make a picture of each prompt, number i from seed `seed` + i.
 
@@ -220,20 +234,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     questions = make_questions(vocabulary, options.prompts, only=options.kind)
     components = load_from_local_dir(options.checkpoint, device="cpu", dtype=torch.float32)
     started = time.perf_counter()
-    pictures = make_pictures(
-        components,
-        [question.prompt for question in questions],
-        steps=options.steps,
-        guidance=options.guidance,
-        seed=options.seed,
-    )
+    with tqdm(total=len(questions), unit="img", disable=None) as bar:
+        pictures = make_pictures(
+            components,
+            [question.prompt for question in questions],
+            steps=options.steps,
+            guidance=options.guidance,
+            seed=options.seed,
+            report=lambda made: bar.update(made - bar.n),
+        )
     seconds = (time.perf_counter() - started) / len(pictures)
     score = score_pictures(questions, pictures, options.processes)
     short = ["portrait of a woman"] * 16
     varied = make_pictures(
         components, short, steps=options.steps, guidance=options.guidance, seed=options.seed
     )
+    spread = diversity(varied)
     print(table(score))
+    print(f"diversity of {len(short)} seeds of {short[0]!r}: {spread:.3f}")
+    print(f"{seconds:.2f} s an image in batches of {_BATCH}")
     result = {
         "checkpoint": str(options.checkpoint),
         "prompts": len(questions),
@@ -242,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "overall": round(score.overall, 4),
         "perfect": round(score.perfect / score.pictures, 4),
         "attributes": {name: round(value, 4) for name, value in score.accuracies.items()},
-        "diversity": round(diversity(varied), 4),
+        "diversity": round(spread, 4),
         "seconds_per_image": round(seconds, 3),
     }
     print(json.dumps(result))

@@ -34,6 +34,11 @@ class Settings:
     guidance: float = 3.0
     threads: int = 2
 
+    @property
+    def latents_seed(self) -> str:
+        """Of the list of drawings that the transformer learns from."""
+        return f"{self.seed}/latents"
+
     def sizes(self) -> Sizes:
         """Of the models."""
         return Sizes(

@@ -152,7 +152,7 @@ class Training:
 
     def latents(self) -> None:
         """Encode the drawings that the transformer learns from."""
-        seed, count = self._seed("latents"), self.settings.latents
+        seed, count = self.settings.latents_seed, self.settings.latents
 
         def report(done: int) -> None:
             self.log.write("latents", done=done, of=count)
