@@ -97,7 +97,7 @@ class LocalExecutor:
         self._worker.close()
 
     def _advance(self, lease: Lease, messages: Iterator[Message]) -> Event:
-        from jobs.worker import DeviceError
+        from jobs.device import DeviceError
 
         try:
             message = next(messages, None)

@@ -7,7 +7,6 @@ What happens to a batch here, in order: encode its prompts, denoise, decode, to 
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -19,17 +18,19 @@ from pathlib import Path
 import torch
 
 from jobs.config import JobConfig
-from jobs.errors import (
-    ErrorType,
-    InputError,
-    ModelError,
-    StorageError,
+from jobs.device import (
+    DeviceError,
+    describe_device,
+    device_type,
+    empty_cache,
+    is_device_failure,
+    is_out_of_memory,
 )
+from jobs.errors import ErrorType, InputError, ModelError, StorageError
 from jobs.executor import (
     Finished,
     Lease,
     Message,
-    Planned,
     Result,
     Settings,
     WorkerInfo,
@@ -37,16 +38,9 @@ from jobs.executor import (
 )
 from jobs.fingerprint import node_fingerprint
 from jobs.image_output import ImageOutput, Made, fault_of
+from jobs.lease_plan import plan_lease
 from jobs.manifest import BatchMode
-from jobs.plan import (
-    PromptError,
-    Sample,
-    job_generator,
-    lost_sample,
-    make_sample,
-    plan_batches,
-)
-from jobs.record import versions
+from jobs.plan import Sample, job_generator
 from jobs.storage import Storage
 from jobs.worker_log import WorkerLog
 from jobs.writers import Pixels
@@ -60,10 +54,6 @@ from zimage_core import (
 from zimage_core.images import to_uint8
 
 _PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
-
-
-class DeviceError(RuntimeError):
-    """The device is in a state that only a new process mends; the worker must end."""
 
 
 class GenerationWorker:
@@ -94,22 +84,7 @@ class GenerationWorker:
 
     def describe(self) -> WorkerInfo:
         """Where this worker runs. Loads nothing."""
-        kind = device_type()
-        if kind == "cuda":
-            properties = torch.cuda.get_device_properties(0)
-            device, memory = properties.name, int(properties.total_memory)
-        else:
-            device = kind
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return WorkerInfo(
-            node=socket.gethostname(),
-            device=device,
-            device_type=kind,
-            memory=memory,
-            versions=versions(),
-            visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-            pid=os.getpid(),
-        )
+        return describe_device()
 
     def fingerprint(self) -> str:
         """Content hash of the weights; fetches them first where the job says from where."""
@@ -185,17 +160,26 @@ class GenerationWorker:
         self.log.write(
             f"shard {lease.shard.id} attempt {lease.attempt}: {len(lease.wanted)} samples"
         )
-        batches, failures, planned = self._plan(lease)
-        yield planned
+        assert self._generator is not None
+        plan = plan_lease(
+            lease,
+            config=self.config,
+            generator=self._generator,
+            caption_lengths=self._pipeline.caption_lengths,
+            batch_size=self._settings.batch_size,
+            on_sample=self._tick,
+        )
+        yield plan.message
         wanted = set(lease.wanted)
         pending: deque[tuple[list[Future[Result] | Result], int]] = deque()
-        for batch in batches:
+        for batch in plan.batches:
             if not wanted.intersection(s.index for s in batch):
                 continue
             if self._draining.is_set():
                 break
-            if batch[0].index in failures:
-                results: list[Future[Result] | Result] = [failures[batch[0].index]]
+            failure = plan.failures.get(batch[0].index)
+            if failure is not None:
+                results: list[Future[Result] | Result] = [failure]
                 size = 0
             else:
                 results, size = self._make(lease, batch, wanted)
@@ -214,38 +198,6 @@ class GenerationWorker:
         self._images.close()
         self.log.flush()
 
-    def _plan(self, lease: Lease) -> tuple[list[list[Sample]], dict[int, Result], Planned]:
-        """Batches of the lease's shard; a sample whose prompt failed is a batch of its own."""
-        assert self._settings is not None and self._pipeline is not None
-        assert self._generator is not None
-        indices = lease.wanted if lease.isolate else range(lease.shard.start, lease.shard.stop)
-        samples: list[Sample] = []
-        failures: dict[int, Result] = {}
-        lost: list[Sample] = []
-        for index in indices:
-            self._steps += 1
-            try:
-                samples.append(
-                    make_sample(
-                        self._generator, index, self.config.sampling, self.config.model.loras
-                    )
-                )
-            except PromptError as error:
-                made = Made(index, lease.attempt, (index,), "planned")
-                failures[index] = made.failed("prompt_error", str(error))
-                lost.append(lost_sample(self.config, index))
-        lengths = self._pipeline.caption_lengths(
-            [s.prompt for s in samples], self.config.sampling.max_sequence_length
-        )
-        size = 1 if lease.isolate else self._settings.batch_size
-        batches = plan_batches(samples, lengths, size) + [[s] for s in lost]
-        batches.sort(key=lambda batch: batch[0].index)
-        planned = Planned(
-            samples=tuple(sorted(samples + lost, key=lambda s: s.index)),
-            batches=tuple(tuple(s.index for s in batch) for batch in batches),
-        )
-        return batches, failures, planned
-
     def _make(
         self, lease: Lease, batch: list[Sample], wanted: set[int]
     ) -> tuple[list[Future[Result] | Result], int]:
@@ -261,11 +213,11 @@ class GenerationWorker:
             try:
                 pixels = self._generate(part)
             except Exception as error:  # one bad sample is a row, whatever it raised
-                if _is_device_failure(error):
+                if is_device_failure(error):
                     raise DeviceError(str(error)) from error
-                out_of_memory = _is_out_of_memory(error)
+                out_of_memory = is_out_of_memory(error)
                 if out_of_memory:
-                    _empty_cache()
+                    empty_cache()
                 if len(part) == 1:
                     kind: ErrorType = "out_of_memory" if out_of_memory else "generation_error"
                     made = Made(part[0].index, lease.attempt, indices, mode)
@@ -335,7 +287,7 @@ class GenerationWorker:
                 self.log.write(f"sample {result.index}: {words}")
         return Finished(tuple(r for r in results if r.index in wanted))
 
-    def _tick(self, step: int) -> None:
+    def _tick(self, _: int) -> None:
         self._steps += 1
 
     def _weights(self) -> Path:
@@ -357,32 +309,3 @@ class GenerationWorker:
                 f"{socket.gethostname()} as on the driver's node; use a shared path or an "
                 "object store"
             )
-
-
-def device_type() -> str:
-    """The kind of device that this process can use: "cuda", "mps" or "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # the CPU's allocator raises a plain RuntimeError
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
-
-
-def _is_device_failure(error: Exception) -> bool:
-    # torch.AcceleratorError is a RuntimeError too, and older versions have no class for it
-    return (
-        isinstance(error, RuntimeError)
-        and "CUDA error" in str(error)
-        and "out of memory" not in str(error)
-    )
-
-
-def _empty_cache() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

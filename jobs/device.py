@@ -1,0 +1,67 @@
+"""The device of a worker's process: what it is, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import torch
+
+from jobs.executor import WorkerInfo
+from jobs.record import versions
+
+
+class DeviceError(RuntimeError):
+    """The device is in a state that only a new process mends; the worker must end."""
+
+
+def device_type() -> str:
+    """The kind of device that this process can use: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def describe_device() -> WorkerInfo:
+    """This process and its device. Loads nothing."""
+    kind = device_type()
+    if kind == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        device, memory = properties.name, int(properties.total_memory)
+    else:
+        device = kind
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return WorkerInfo(
+        node=socket.gethostname(),
+        device=device,
+        device_type=kind,
+        memory=memory,
+        versions=versions(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        pid=os.getpid(),
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help."""
+    # the CPU's allocator raises a plain RuntimeError
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def is_device_failure(error: Exception) -> bool:
+    """Whether only a new process helps."""
+    # torch.AcceleratorError is a RuntimeError too, and older versions have no class for it
+    return (
+        isinstance(error, RuntimeError)
+        and "CUDA error" in str(error)
+        and "out of memory" not in str(error)
+    )
+
+
+def empty_cache() -> None:
+    """Give back what the allocator holds for later, so that a smaller batch finds room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
