@@ -12,12 +12,20 @@ DEMO_OUTPUT ?= output/demo
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow check format wheel bench clean
+.PHONY: demo images test test-slow check format wheel bench clean
 
 demo: $(STAMP)
 	$(BIN)/zimage run jobs/avatars.yaml --config configs/z-image-tiny.yaml \
 		--count 24 --workers 2 --output $(DEMO_OUTPUT)
 	$(BIN)/python -m jobs.contact_sheet $(DEMO_OUTPUT) $(DEMO_OUTPUT).png
+
+# The pictures of the documents, made anew: when the tiny checkpoint or what it draws has changed.
+images: $(STAMP)
+	for name in avatars food gaming; do \
+		$(BIN)/zimage run jobs/$$name.yaml --config configs/z-image-tiny.yaml --count 24 --workers 2 \
+			--output output/images/$$name || exit 1; \
+		$(BIN)/python -m jobs.contact_sheet output/images/$$name docs/images/$$name.webp || exit 1; \
+	done
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise InputError(f"--{flag}: {getattr(args, flag)}: allowed: 1 or more")
         sheet = sheet_of(args.output, columns=args.columns, limit=args.limit)
         try:
-            sheet.save(args.file)
+            sheet.save(args.file, quality=90)  # without meaning for PNG
         except (OSError, ValueError) as error:
             raise InputError(f"{args.file}: cannot be written: {error}") from error
     except JobError as error:
