@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from zimage_core.attention import AttentionBackendError, set_attention_backend
     from zimage_core.autoencoder import AutoencoderKL
     from zimage_core.config import CheckpointError
+    from zimage_core.generation import generate
     from zimage_core.loader import load_from_local_dir
-    from zimage_core.pipeline import ZImagePipeline, generate
+    from zimage_core.pipeline import ZImagePipeline
     from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler, calculate_shift
     from zimage_core.transformer import ZImageTransformer2DModel
     from zimage_core.weights import ensure_model_weights
@@ -46,7 +47,7 @@ _MODULES = {
     "ZImageTransformer2DModel": "transformer",
     "calculate_shift": "scheduler",
     "ensure_model_weights": "weights",
-    "generate": "pipeline",
+    "generate": "generation",
     "load_from_local_dir": "loader",
     "set_attention_backend": "attention",
 }

@@ -1,7 +1,7 @@
 """Text to image: encode prompts, denoise latents, decode pixels.
 
 `ZImagePipeline` has the three stages as three methods, so that a caller can run each where and when
-it likes; `generate` runs all of them for a list of prompts.
+it likes; `zimage_core.generation` runs all of them for a list of prompts.
 
 Letters in shapes: B images, F channels of latents, h and w latents' height and width, H and W the
 image's, L tokens of a caption.
@@ -10,28 +10,22 @@ image's, L tokens of a caption.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from zimage_core import images as pixels
 from zimage_core.batching import CaptionGroups
 from zimage_core.guidance import Guidance
+from zimage_core.noise import draw_noise
 from zimage_core.text_encoder import encode_prompts, tokenize
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from zimage_core.autoencoder import AutoencoderKL
     from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
     from zimage_core.text_encoder import TextEncoder
     from zimage_core.transformer import ZImageTransformer2DModel
-
-OutputType = Literal["pil", "np", "pt", "latent"]
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class ZImagePipeline:
@@ -229,116 +223,6 @@ class ZImagePipeline:
         return [of_feature[id(feature)] for feature in features]
 
 
-def generate(
-    transformer: ZImageTransformer2DModel,
-    vae: AutoencoderKL,
-    text_encoder: TextEncoder,
-    tokenizer: Any,
-    scheduler: FlowMatchEulerDiscreteScheduler,
-    *,
-    prompt: str | Sequence[str],
-    negative_prompt: str | Sequence[str] | None = None,
-    height: int = 1024,
-    width: int = 1024,
-    num_inference_steps: int = 8,
-    guidance_scale: float = 0.0,
-    num_images_per_prompt: int = 1,
-    generator: Generator | Sequence[Generator] | None = None,
-    cfg_normalization: bool | float = False,
-    cfg_truncation: float | None = 1.0,
-    max_sequence_length: int = 512,
-    output_type: OutputType = "pil",
-    image: Any = None,
-    strength: float = 0.6,
-    images: Any = None,
-    siglip: Any = None,
-    siglip_processor: Any = None,
-) -> list[Image] | NDArray[np.float32] | Tensor:
-    """Generate images for prompts: `generate(**load_from_local_dir(...), prompt=...)`.
-
-    No argument is changed. The images of a prompt are neighbours in the result.
-
-    Args:
-        transformer: component, as are the four that follow.
-        vae: see `transformer`.
-        text_encoder: see `transformer`.
-        tokenizer: see `transformer`.
-        scheduler: see `transformer`.
-        prompt: one prompt or a list.
-        negative_prompt: what to steer away from where `guidance_scale` > 0: one for all prompts or
-            a list with one for each; None is the empty prompt.
-        height: in pixels, a multiple of 16.
-        width: in pixels, a multiple of 16.
-        num_inference_steps: number of transformer evaluations.
-        guidance_scale: s in `pos + s * (pos - neg)`; 0 is off.
-        num_images_per_prompt: images of each prompt.
-        generator: source of the noise. A list has one for each image, and an image then does not
-            depend on the others; a single one draws the noise of the whole batch at once. None is
-            torch's default CPU generator.
-        cfg_normalization: see `Guidance.normalization`.
-        cfg_truncation: see `Guidance.truncation`.
-        max_sequence_length: tokens that a prompt is cut to, template included.
-        output_type: "pil" a list of images, "np" float32 (B, H, W, 3) in [0, 1], "pt" float32
-            (B, 3, H, W) in [0, 1], "latent" float32 latents as the last step left them.
-        image: starting image; not available yet.
-        strength: of the change to `image`; without meaning as long as that is not available.
-        images: images to edit; not available yet.
-        siglip: image encoder for `images`; not available yet.
-        siglip_processor: see `siglip`.
-
-    Raises:
-        ValueError: an argument is out of range, or lists differ in length.
-    """
-    for name, value in (
-        ("image", image),
-        ("images", images),
-        ("siglip", siglip),
-        ("siglip_processor", siglip_processor),
-    ):
-        if value is not None:
-            raise ValueError(f"{name}: images as input are not available yet")
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type: {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
-    if num_images_per_prompt < 1:
-        raise ValueError(f"num_images_per_prompt: {num_images_per_prompt} must be at least 1")
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps: {num_inference_steps} must be at least 1")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError("prompt: the list is empty")
-    num_images = len(prompts) * num_images_per_prompt
-    negatives = _negative_prompts(negative_prompt, len(prompts))
-
-    pipeline = ZImagePipeline(transformer, vae, text_encoder, tokenizer, scheduler)
-    shape = pipeline.latents_shape(num_images, height, width)
-    guided = Guidance(scale=guidance_scale, normalization=cfg_normalization).is_on
-    if isinstance(generator, Sequence):
-        _check_generators(generator, num_images)
-
-    encoded = pipeline.encode(
-        prompts + (negatives if guided else []), max_sequence_length=max_sequence_length
-    )
-    for_images = [embeds for embeds in encoded for _ in range(num_images_per_prompt)]
-    denoised = pipeline.denoise(
-        for_images[:num_images],
-        height=height,
-        width=width,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        negative_prompt_embeds=for_images[num_images:] if guided else None,
-        generators=generator if isinstance(generator, Sequence) else None,
-        latents=None if isinstance(generator, Sequence) else _noise(shape, generator),
-        cfg_normalization=cfg_normalization,
-        cfg_truncation=cfg_truncation,
-    )
-    if output_type == "latent":
-        return denoised
-    decoded = pipeline.decode(denoised)
-    if output_type == "pt":
-        return decoded
-    return pixels.to_float(decoded) if output_type == "np" else pixels.to_pil(decoded)
-
-
 def _starting_latents(
     shape: tuple[int, int, int, int],
     generators: Sequence[Generator] | None,
@@ -350,30 +234,7 @@ def _starting_latents(
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents: shape {tuple(latents.shape)} must be {shape}")
         return latents
-    assert generators is not None
-    _check_generators(generators, shape[0])
-    return torch.cat([_noise((1, *shape[1:]), generator) for generator in generators])
-
-
-def _noise(shape: tuple[int, int, int, int], generator: Generator | None) -> Tensor:
-    """Draw noise where the generator lives: only a CPU generator means the same everywhere."""
-    device = "cpu" if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
-
-
-def _negative_prompts(negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
-    if negative_prompt is None:
-        return [""] * num_prompts
-    if isinstance(negative_prompt, str):
-        return [negative_prompt] * num_prompts
-    if len(negative_prompt) != num_prompts:
-        raise ValueError(f"negative_prompt: {len(negative_prompt)} for {num_prompts} prompts")
-    return list(negative_prompt)
-
-
-def _check_generators(generators: Sequence[Generator], num_images: int) -> None:
-    if len(generators) != num_images:
-        raise ValueError(f"generator: {len(generators)} generators for {num_images} images")
+    return draw_noise(shape, generators)
 
 
 def _check_size(name: str, value: int, multiple: int) -> None:

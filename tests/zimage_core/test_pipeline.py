@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zimage_core import attention as attention_module
 from zimage_core import layers
 from zimage_core.config import TransformerConfig
+from zimage_core.generation import generate
 from zimage_core.loader import load_from_local_dir
-from zimage_core.pipeline import ZImagePipeline, generate
+from zimage_core.pipeline import ZImagePipeline
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
 from zimage_core.tiny.make import make_checkpoint
 from zimage_core.transformer import ZImageTransformer2DModel

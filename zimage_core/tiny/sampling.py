@@ -12,8 +12,8 @@ from torch import Tensor
 
 from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.contact_sheet import contact_sheet
+from zimage_core.generation import generate
 from zimage_core.images import from_signed, to_pil
-from zimage_core.pipeline import generate
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
 from zimage_core.text_encoder import TextEncoder, tokenize
 from zimage_core.tiny.attributes import KINDS, draw_subject

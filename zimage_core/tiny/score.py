@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from zimage_core.generation import generate
 from zimage_core.images import to_uint8
 from zimage_core.loader import load_from_local_dir
-from zimage_core.pipeline import generate
 from zimage_core.tiny.attributes import KINDS, Subject, attributes_of, draw_subject, make_subject
 from zimage_core.tiny.caption_reading import CaptionReader
 from zimage_core.tiny.captions import CaptionWriter

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zimage_core.generation import generate
 from zimage_core.loader import load_from_local_dir
-from zimage_core.pipeline import generate
 from zimage_core.tiny.settings import Settings
 from zimage_core.tiny.state import Budget
 from zimage_core.tiny.train import main
