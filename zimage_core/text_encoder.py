@@ -10,7 +10,6 @@ Shapes: B prompts, L tokens of the longest, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zimage_core.config import CheckpointError, TextEncoderConfig, read_json
+from zimage_core.qwen3 import DecoderLayer, causal_mask, rotary_table
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TOKENIZER_SETTINGS = (
@@ -31,10 +31,6 @@ _TOKENIZER_SETTINGS = (
 class TextEncoder(nn.Module):
     """Causal Qwen3 transformer without its last layer.
 
-    `Qwen3Model` of transformers computes. It is registered here by its parts, so that the keys are
-    its own, and so that `.to()` does not reach the rotary frequencies, which no checkpoint holds
-    and which a cast to bfloat16 would spoil.
-
     Args:
         config: architecture of the whole model, as `text_encoder/config.json` gives it; one layer
             less is built.
@@ -42,43 +38,21 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        # Imported here: this costs more than a second, and checking a checkpoint does without.
-        from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
-        from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RotaryEmbedding
-
-        values = {key: value for key, value in asdict(config).items() if value is not None}
-        # Every layer attends fully, as `TextEncoderConfig` makes sure of.
-        del values["model_type"], values["num_hidden_layers"]
-        values.pop("layer_types", None)
-        # `rope_theta` is what transformers 4 reads, `rope_parameters` what 5 does.
-        rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-        settings = Qwen3Config(
-            **values,
-            num_hidden_layers=config.num_hidden_layers - 1,
-            rope_parameters=rope,
-            attn_implementation="sdpa",
-        )
-        model = Qwen3Model(settings)
-        model.norm = nn.Identity()
-        # Real numbers also where the weights are still empty, on the meta device.
-        with torch.device("cpu"):
-            model.rotary_emb = Qwen3RotaryEmbedding(settings)
         self.config = config
-        self.embed_tokens = model.embed_tokens
-        self.layers = model.layers
-        self._qwen3 = (model,)  # in a tuple, which hides it from `nn.Module`
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config) for _ in range(config.num_hidden_layers - 1)
+        )
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        device: torch.device = self.embed_tokens.weight.device
-        return device
+        return self.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights and of the features."""
-        dtype: torch.dtype = self.embed_tokens.weight.dtype
-        return dtype
+        return self.embed_tokens.weight.dtype
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compute the features of tokens.
@@ -92,46 +66,27 @@ class TextEncoder(nn.Module):
         Returns:
             (B, L, D) in the model's dtype; rows of padding hold nothing of use.
         """
-        (model,) = self._qwen3
-        model.rotary_emb.to(input_ids.device)
-        features: Tensor = model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        return features
+        config = self.config
+        x: Tensor = self.embed_tokens(input_ids)
+        rotary = rotary_table(input_ids.shape[1], config.head_dim, config.rope_theta, x.device)
+        mask = None if attention_mask is None else causal_mask(attention_mask)
+        for layer in self.layers:
+            x = layer(x, rotary.to(x.dtype), mask)
+        return x
 
 
 def full_model_shapes(config: TextEncoderConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of `Qwen3Model`, the last layer and the final norm included."""
-    width, mlp = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    # Out and in features of the linear layers.
-    attention = {
-        "q_proj": (queries, width),
-        "k_proj": (keys, width),
-        "v_proj": (keys, width),
-        "o_proj": (width, queries),
-    }
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (width,),
-        "post_attention_layernorm.weight": (width,),
-        "self_attn.q_norm.weight": (config.head_dim,),
-        "self_attn.k_norm.weight": (config.head_dim,),
-        "mlp.gate_proj.weight": (mlp, width),
-        "mlp.up_proj.weight": (mlp, width),
-        "mlp.down_proj.weight": (width, mlp),
-        **{f"self_attn.{name}.weight": shape for name, shape in attention.items()},
-    }
-    if config.attention_bias:
-        layer |= {f"self_attn.{name}.bias": shape[:1] for name, shape in attention.items()}
+    with torch.device("meta"):
+        layer = DecoderLayer(config).state_dict()
     return {
-        "embed_tokens.weight": (config.vocab_size, width),
+        "embed_tokens.weight": (config.vocab_size, config.hidden_size),
         **{
-            f"layers.{i}.{key}": shape
+            f"layers.{i}.{key}": tuple(tensor.shape)
             for i in range(config.num_hidden_layers)
-            for key, shape in layer.items()
+            for key, tensor in layer.items()
         },
-        "norm.weight": (width,),
+        "norm.weight": (config.hidden_size,),
     }
 
 

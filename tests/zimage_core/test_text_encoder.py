@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from zimage_core.config import TextEncoderConfig
+from zimage_core.qwen3 import rotary_table
 from zimage_core.text_encoder import (
     TextEncoder,
     apply_template,
@@ -132,7 +133,7 @@ def test_shapes_are_those_of_the_modules(models):
 
 
 @torch.no_grad()
-def test_empty_encoder_filled_and_cast_keeps_exact_rotary_frequencies(models):
+def test_empty_encoder_filled_computes_the_same(models):
     original, _ = models
     config, state = original.config, original.state_dict()
     with torch.device("meta"):
@@ -140,15 +141,19 @@ def test_empty_encoder_filled_and_cast_keeps_exact_rotary_frequencies(models):
     encoder.load_state_dict(state, assign=True)
     (row,) = random_ids(90)
     assert torch.equal(encoder(row[None]), original(row[None]))
-    # As of the checkpoint's JSON, whatever transformers takes for granted: far from the start of
-    # a prompt a cast to bfloat16 would turn queries and keys by a wrong angle.
-    encoder.to(torch.bfloat16)
-    encoder(row[None])
-    (model,) = encoder._qwen3
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
-    expected = (config.rope_theta ** (-channels / config.head_dim)).float()
-    assert model.rotary_emb.inv_freq.dtype == torch.float32
-    assert torch.allclose(model.rotary_emb.inv_freq, expected, rtol=1e-6, atol=0)
+
+
+def test_rotary_angles_are_exact_far_from_the_start():
+    # In float32, whatever the model is cast to: bfloat16 frequencies would turn the last token of
+    # a long prompt by another angle.
+    theta, head_dim, length = 1e6, 128, 512
+    cos, sin = rotary_table(length, head_dim, theta, torch.device("cpu"))
+    channels = torch.arange(0, head_dim, 2, dtype=torch.float64)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * theta ** (-channels / head_dim)
+    expected = angles.repeat(1, 2)
+    assert cos.dtype == torch.float32
+    assert torch.allclose(cos.double(), expected.cos(), atol=1e-4)
+    assert torch.allclose(sin.double(), expected.sin(), atol=1e-4)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from zimage_core.tiny.caption_batches import CaptionBatch, CaptionBatches
 from zimage_core.tiny.optimizer import MovingAverage, MuonAdamW
 from zimage_core.tiny.parallel import Threads
 from zimage_core.tiny.state import learning_rate
-from zimage_core.tiny.text_training import replicas, split_text_parameters
+from zimage_core.tiny.text_training import split_text_parameters
 from zimage_core.transformer import Context, ZImageTransformer2DModel
 
 SHIFT = 3.0
@@ -77,7 +77,6 @@ class Guide:
         empty: ids of the empty prompt, (1, L) int64 padded to a multiple of 32.
         empty_length: its tokens.
         scale: s in `pos + s * (pos - neg)`.
-        threads: number of threads that will call.
     """
 
     def __init__(
@@ -87,21 +86,20 @@ class Guide:
         empty: Tensor,
         empty_length: int,
         scale: float,
-        threads: int,
     ) -> None:
         self.transformer = copy.deepcopy(transformer).requires_grad_(False)
-        self.text_encoders = replicas(copy.deepcopy(text_encoder).requires_grad_(False), threads)
+        self.text_encoder = copy.deepcopy(text_encoder).requires_grad_(False)
         self.scale = scale
         self.empty_length = empty_length
         with torch.no_grad():
-            self.empty = self.text_encoders[0](empty)
+            self.empty = self.text_encoder(empty)
 
     @torch.no_grad()
     def velocity(
-        self, forward: TrainingForward, x: Tensor, time: Tensor, batch: CaptionBatch, thread: int
+        self, forward: TrainingForward, x: Tensor, time: Tensor, batch: CaptionBatch
     ) -> Tensor:
         """The guided velocity (B, F, h, w); that of an empty caption is left as it is."""
-        features = self.text_encoders[thread](batch.ids)
+        features = self.text_encoder(batch.ids)
         positive = forward(x, time, features, batch.lengths)
         empty = self.empty.expand(len(x), -1, -1)
         lengths = torch.full_like(batch.lengths, self.empty_length)
@@ -145,7 +143,6 @@ class DitTrainer:
         self.latents, self.scale, self.shift = latents, scale, shift
         self.batches, self.threads, self.generator = batches, threads, generator
         self.guide = guide
-        self.replicas = replicas(text_encoder, threads.count)
         height, width = latents.shape[-2:]
         self.forwards = [TrainingForward(transformer, height, width) for _ in range(threads.count)]
         self.guide_forwards = [
@@ -175,14 +172,14 @@ class DitTrainer:
         x = (1 - level) * x0 + level * noise
 
         def loss(part: slice, thread: int) -> Tensor:
-            features = self.replicas[thread](batch.ids[part])
+            features = self.text_encoder(batch.ids[part])
             lengths = batch.lengths[part]
             velocity = self.forwards[thread](x[part], 1 - s[part], features, lengths)
             target = x0[part] - noise[part]
             guide_forward = self.guide_forwards[thread]
             if self.guide is not None and guide_forward is not None:
                 captions = CaptionBatch([], [], batch.ids[part], lengths)
-                target = self.guide.velocity(guide_forward, x[part], 1 - s[part], captions, thread)
+                target = self.guide.velocity(guide_forward, x[part], 1 - s[part], captions)
             return (velocity - target).square().mean()
 
         value = self.threads.gradients(loss, len(x0), self.optimizer.parameters)

@@ -6,7 +6,6 @@ pictures. The classifiers are thrown away.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -80,7 +79,6 @@ class TextTrainer:
     ) -> None:
         self.text_encoder, self.batches, self.reader = text_encoder, batches, reader
         self.threads = threads
-        self.replicas = replicas(text_encoder, threads.count)
         self.classifier = AttributeClassifier(text_encoder.config.hidden_size)
         matrices, others = split_text_parameters(text_encoder)
         others += list(self.classifier.parameters())
@@ -92,7 +90,7 @@ class TextTrainer:
         labels = self.classifier.labels(self.reader, batch.captions)
 
         def loss(part: slice, thread: int) -> Tensor:
-            features = self.replicas[thread](batch.ids[part])
+            features = self.text_encoder(batch.ids[part])
             logits = self.classifier(features, batch.lengths[part])
             losses = [
                 F.cross_entropy(values, labels[part, i], ignore_index=UNKNOWN, reduction="sum")
@@ -113,15 +111,6 @@ class TextTrainer:
             "optimizer": self.optimizer,
             "batches": self.batches,
         }
-
-
-def replicas(module: Any, count: int) -> list[Any]:
-    """The module and copies of it that share its parameters, one for each thread.
-
-    For modules whose forward keeps something in the module, as those of transformers may.
-    """
-    shared = {id(parameter): parameter for parameter in module.parameters()}
-    return [module, *(copy.deepcopy(module, dict(shared)) for _ in range(count - 1))]
 
 
 def split_text_parameters(text_encoder: TextEncoder) -> tuple[list[Tensor], list[Tensor]]:

@@ -200,7 +200,6 @@ class Training:
             empty,
             len(ids),
             self.settings.guidance,
-            self.threads.count,
         )
         trainer = self._dit_trainer(random, generator, lr=1e-3, guide=guide)
         stage = self._stage("distill", trainer, random, generator)

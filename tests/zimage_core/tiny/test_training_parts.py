@@ -20,7 +20,7 @@ from zimage_core.tiny.make import Sizes
 from zimage_core.tiny.optimizer import MovingAverage, MuonAdamW, orthogonalize
 from zimage_core.tiny.parallel import Threads
 from zimage_core.tiny.state import Budget, Log, Stage, learning_rate, load_state, save_atomically
-from zimage_core.tiny.text_training import initialize_text_encoder, replicas
+from zimage_core.tiny.text_training import initialize_text_encoder
 from zimage_core.tiny.vae_training import initialize_vae, reconstruct, split_parameters
 from zimage_core.tiny.writer import read_vae, write_vae
 from zimage_core.transformer import ZImageTransformer2DModel
@@ -145,29 +145,6 @@ def test_batched_forward_equals_the_models_own():
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def test_replicas_share_parameters_and_gradients():
-    _, text_encoder = models()
-    first, second = replicas(text_encoder, 2)
-    assert first is text_encoder
-    ids = torch.randint(0, 300, (2, 32))
-    with torch.no_grad():
-        first.embed_tokens.weight[0] += 1.0
-        assert torch.equal(first(ids), second(ids))
-    pairs = zip(first.parameters(), second.parameters(), strict=True)
-    assert all(a is b for a, b in pairs)
-    threads = Threads(2)
-    features = [first, second]
-    value = threads.gradients(
-        lambda part, i: features[i](ids[part]).square().mean(), 2, list(first.parameters())
-    )
-    ours = [p.grad.clone() for p in first.parameters()]
-    loss = first(ids).square().mean()
-    loss.backward()
-    assert value == pytest.approx(loss.item(), rel=1e-5)
-    for grad, parameter in zip(ours, first.parameters(), strict=True):
-        assert torch.allclose(grad, parameter.grad - grad, rtol=1e-3, atol=1e-6)
-
-
 def test_guide_is_the_pipelines_guidance():
     from zimage_core.pipeline import ZImagePipeline
     from zimage_core.tiny.caption_batches import CaptionBatch
@@ -178,12 +155,12 @@ def test_guide_is_the_pipelines_guidance():
     ids[:, 20:] = 0
     empty = torch.zeros(1, 32, dtype=torch.int64)
     empty[0, :8] = torch.arange(8)
-    guide = Guide(transformer, text_encoder, empty, 8, 2.5, threads=1)
+    guide = Guide(transformer, text_encoder, empty, 8, 2.5)
     batch = CaptionBatch([], [], ids, torch.tensor([20, 20]))
     x = torch.randn(2, 16, 16, 16)
     forward = TrainingForward(guide.transformer, 16, 16)
     # One step of one: sampling ends at x + velocity where the time is 0.
-    velocity = guide.velocity(forward, x, torch.zeros(2), batch, 0)
+    velocity = guide.velocity(forward, x, torch.zeros(2), batch)
     pipeline = ZImagePipeline(transformer, None, text_encoder, None, scheduler())
     pipeline.__class__ = type("Small", (ZImagePipeline,), {"vae_scale_factor": 8})
     with torch.no_grad():
