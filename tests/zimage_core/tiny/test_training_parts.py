@@ -176,7 +176,7 @@ def test_guide_is_the_pipelines_guidance():
     assert torch.allclose(ended - x, velocity, rtol=1e-4, atol=1e-4 * float(velocity.abs().max()))
     with torch.no_grad():
         next(transformer.parameters()).add_(1.0)
-    assert torch.equal(guide.velocity(forward, x, torch.zeros(2), batch, 0), velocity)
+    assert torch.equal(guide.velocity(forward, x, torch.zeros(2), batch), velocity)
 
 
 def test_parameters_are_split_without_loss():
