@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from zimage_core.config import CheckpointError
+from zimage_core.download import download_checkpoint
+from zimage_core.file_hashes import hash_files
+from zimage_core.folder_lock import FolderLock
+from zimage_core.hub import SOURCES, HubError, check_repository, open_hub
 from zimage_core.loader import check_checkpoint, checkpoint_files
-
-# Hashing is bound by the disk; more threads than this only make its heads and queues busier.
-_HASH_THREADS = 8
-
-# What loading reads. Repositories also hold example images, which can be large.
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+from zimage_core.source_record import SourceRecord, read_record
 
 
 def ensure_model_weights(
@@ -29,12 +23,15 @@ def ensure_model_weights(
 ) -> Path:
     """Return a complete checkpoint folder, fetched first if it is not there and may be.
 
-    Any number of processes of a machine may call this at once: downloads lock each file.
+    Any number of processes of a machine may call this at once: one fetches, the others wait. A
+    folder that is complete is returned without asking the network. A download that was broken off,
+    even by `kill -9`, goes on where it ended. Only the files that loading reads are fetched, and
+    each is compared with the hash that the hub lists. Progress goes to standard error.
 
     Args:
-        model_path: the folder; a download goes into it, and goes on where an earlier one stopped.
+        model_path: the folder; a download goes into it, with a record in `.zimage-source.json`.
         repo_id: repository to fetch from, `Tongyi-MAI/Z-Image-Turbo`; None never fetches.
-        source: `huggingface` or `modelscope` (which needs the package of that name).
+        source: `huggingface` or `modelscope` (which needs the package `modelscope-hub`).
         revision: branch, tag or commit of the repository; None is its main branch.
 
     Returns:
@@ -43,34 +40,77 @@ def ensure_model_weights(
     Raises:
         FileNotFoundError: no such folder, and no repository to fetch it from.
         CheckpointError: the folder is there but incomplete or broken, and no repository is given;
-            the download failed, or what it brought is no complete checkpoint.
-        ValueError: `source` is unknown, or its package is not installed.
+            it is complete, but was fetched from another repository or at another revision; the
+            disk is too small; the download failed, or what it brought is no complete checkpoint.
+        ValueError: `source` or `repo_id` is none, or the package of `source` is not installed.
+        OSError: the folder cannot be written.
     """
-    if source not in _SOURCES:
-        raise ValueError(f"source is {source!r}; allowed: {', '.join(_SOURCES)}")
+    if source not in SOURCES:
+        raise ValueError(f"source is {source!r}; allowed: {', '.join(SOURCES)}")
+    if repo_id is not None:
+        check_repository(repo_id)
     path = Path(model_path).expanduser()
-    if path.is_dir():
-        try:
-            check_checkpoint(path)
-        except CheckpointError:
-            if repo_id is None:
-                raise
-        else:
-            return path
-    elif repo_id is None:
+    if _is_complete(path, repo_id, source, revision):
+        return path
+    if repo_id is None:
         raise FileNotFoundError(
             f"{path}: no such model folder; give the folder of a checkpoint, or a repository to "
             "fetch it from (Tongyi-MAI/Z-Image-Turbo)"
         )
-    download = _SOURCES[source]()
-    try:
-        download(repo_id, path, revision)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: fetching {repo_id} from {source} failed: {type(error).__name__}: {error}"
-        ) from error
-    check_checkpoint(path)
+    hub = open_hub(source)
+    with FolderLock(path, f"fetching {repo_id}"):
+        if _is_complete(path, repo_id, source, revision):
+            return path
+        try:
+            download_checkpoint(hub, source, repo_id, revision, path)
+        except HubError as error:
+            raise CheckpointError(
+                f"{path}: fetching {repo_id} from {source} failed: {error}"
+            ) from error
     return path
+
+
+def _is_complete(path: Path, repo: str | None, source: str, revision: str | None) -> bool:
+    """Whether a folder needs no download.
+
+    Raises:
+        CheckpointError: it is incomplete and there is no repository, or it is another's.
+    """
+    if not path.is_dir():
+        if path.exists():
+            raise CheckpointError(f"{path}: is a file; a model is a folder")
+        return False
+    record = read_record(path)
+    try:
+        if record is not None and not record.complete:
+            raise CheckpointError(
+                f"{path}: fetching {record.describe()}, did not end; "
+                f"`zimage weights download {record.repo} {path}` goes on with it"
+            )
+        check_checkpoint(path)
+    except CheckpointError:
+        if repo is None:
+            raise
+        return False
+    if record is not None and repo is not None:
+        _refuse_other(path, record, repo, source, revision)
+    return True
+
+
+def _refuse_other(
+    path: Path, record: SourceRecord, repo: str, source: str, revision: str | None
+) -> None:
+    same = record.repo == repo and (
+        revision is None
+        or revision == record.commit
+        or (revision, source) == (record.revision, record.source)
+    )
+    if not same:
+        asked = SourceRecord(repo, source, revision, None).describe()
+        raise CheckpointError(
+            f"{path}: holds {record.describe()}; asked for is {asked}. Give another folder, or "
+            "remove this one to fetch it anew"
+        )
 
 
 def weights_fingerprint(model_dir: Path | str) -> str:
@@ -91,44 +131,12 @@ def weights_fingerprint(model_dir: Path | str) -> str:
     """
     root = Path(model_dir)
     files = checkpoint_files(root)
-    with ThreadPoolExecutor(min(_HASH_THREADS, os.cpu_count() or 1)) as pool:
-        hashes = list(pool.map(_sha256, files))
-    lines = sorted(
-        f"{path.relative_to(root).as_posix()}\0{content}\n"
-        for path, content in zip(files, hashes, strict=True)
-    )
+    lines = []
+    for path, content in zip(
+        files, hash_files([(path, ["sha256"]) for path in files]), strict=True
+    ):
+        if isinstance(content, OSError):
+            raise content
+        lines.append(f"{path.relative_to(root).as_posix()}\0{content.hashes['sha256']}\n")
+    lines.sort()
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_Download = Callable[[str | None, Path, str | None], Any]
-
-
-def _huggingface() -> _Download:
-    from huggingface_hub import snapshot_download
-
-    return lambda repo_id, path, revision: snapshot_download(
-        repo_id, revision=revision, local_dir=path, allow_patterns=_PATTERNS
-    )
-
-
-def _modelscope() -> _Download:
-    try:
-        modelscope = importlib.import_module("modelscope")
-    except ImportError as error:
-        raise ValueError(
-            "source 'modelscope' needs the package modelscope: pip install modelscope"
-        ) from error
-    return lambda repo_id, path, revision: modelscope.snapshot_download(
-        repo_id, revision=revision, local_dir=str(path)
-    )
-
-
-_SOURCES: dict[str, Callable[[], _Download]] = {
-    "huggingface": _huggingface,
-    "modelscope": _modelscope,
-}
