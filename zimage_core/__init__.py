@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zimage_core.config import CheckpointError
     from zimage_core.generation import generate
     from zimage_core.loader import load_from_local_dir
+    from zimage_core.lora import LoraAdapter, LoraSwitcher, load_lora
     from zimage_core.pipeline import ZImagePipeline
     from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler, calculate_shift
     from zimage_core.transformer import ZImageTransformer2DModel
@@ -29,12 +30,15 @@ __all__ = [
     "AutoencoderKL",
     "CheckpointError",
     "FlowMatchEulerDiscreteScheduler",
+    "LoraAdapter",
+    "LoraSwitcher",
     "ZImagePipeline",
     "ZImageTransformer2DModel",
     "calculate_shift",
     "ensure_model_weights",
     "generate",
     "load_from_local_dir",
+    "load_lora",
     "set_attention_backend",
 ]
 
@@ -43,12 +47,15 @@ _MODULES = {
     "AutoencoderKL": "autoencoder",
     "CheckpointError": "config",
     "FlowMatchEulerDiscreteScheduler": "scheduler",
+    "LoraAdapter": "lora",
+    "LoraSwitcher": "lora",
     "ZImagePipeline": "pipeline",
     "ZImageTransformer2DModel": "transformer",
     "calculate_shift": "scheduler",
     "ensure_model_weights": "weights",
     "generate": "generation",
     "load_from_local_dir": "loader",
+    "load_lora": "lora",
     "set_attention_backend": "attention",
 }
 

@@ -1,0 +1,105 @@
+"""An adapter's file on disk: its tensors by header, its config, its hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from zimage_core.config import CheckpointError
+from zimage_core.lora_config import PEFT_CONFIG, PEFT_FILE, AdapterConfig, read_config
+
+Shape = tuple[int, ...]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DTYPES = ("F32", "F16", "BF16", "F64")
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """Header of an adapter's file; no tensor is read yet.
+
+    Args:
+        shapes: of all tensors, by key.
+        config: what PEFT or diffusers wrote beside them.
+    """
+
+    path: Path
+    shapes: Mapping[str, Shape]
+    config: AdapterConfig
+
+    def read(self, keys: list[str]) -> dict[str, Tensor]:
+        """Read tensors to the CPU, in the dtype in which they are stored.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                # Copies: what is used later depends on the file no longer.
+                return {key: file.get_tensor(key).clone() for key in keys}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
+
+
+def open_lora(path: Path | str) -> LoraFile:
+    """Read the header of an adapter's file, and the config that belongs to it.
+
+    Raises:
+        CheckpointError: the file is missing, a pickle, truncated, corrupt, no safetensors file or
+            empty, holds numbers that are no floats, or its config cannot be used.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; allowed: a .safetensors file")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix.lower() in _PICKLES:
+        raise CheckpointError(
+            f"{path}: is a pickle, which can run code when it is read; allowed: a .safetensors file"
+        )
+    shapes: dict[str, Shape] = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            for key in file.keys():  # noqa: SIM118  # it is no mapping
+                stored = file.get_slice(key)
+                if stored.get_dtype() not in _DTYPES:
+                    raise CheckpointError(
+                        f"{path}: tensor {key!r} is stored as {stored.get_dtype()}; allowed: "
+                        f"{', '.join(_DTYPES)}"
+                    )
+                shapes[key] = tuple(stored.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: is truncated, corrupt, or no safetensors file: {error}"
+        ) from error
+    if not shapes:
+        raise CheckpointError(f"{path}: holds no tensors")
+    return LoraFile(path, shapes, read_config(path, metadata))
+
+
+def lora_fingerprint(path: Path | str) -> str:
+    """Hash what loading an adapter reads: `sha256:` and hex.
+
+    The hash is the file's own, or for PEFT's `adapter_model.safetensors` one over its hash and that
+    of the config beside it.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    path = Path(path)
+    digest = _sha256(path)
+    config = path.with_name(PEFT_CONFIG)
+    if path.name == PEFT_FILE and config.is_file():
+        digest = hashlib.sha256(f"{digest} {_sha256(config)}".encode()).hexdigest()
+    return f"sha256:{digest}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
