@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 TORCH_CPU ?= torch==2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_OUTPUT ?= output/demo
+# Each test process computes on one core; the files that start Ray follow each other in one of them.
+TEST_PROCESSES ?= 2
 
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -28,7 +30,7 @@ images: $(STAMP)
 	done
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
