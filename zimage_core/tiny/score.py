@@ -40,6 +40,7 @@ from zimage_core.tiny.world import SIZE
 
 _BATCH = 25
 _SEED = "score"
+_OPEN_PROMPT = "portrait of a woman"
 _NAMES = {"dish": "item"}
 """Attributes that count as one: which dish, and which item."""
 
@@ -223,8 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=0.0)
+    parser.add_argument("--steps", type=int, nargs="+", default=[8], help="each of these")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[0.0], help="each of these")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture")
     parser.add_argument("--processes", type=int, default=2, help="that judge pictures")
     parser.add_argument("--kind", choices=KINDS, help="only prompts of this kind")
@@ -233,38 +234,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vocabulary = load_vocabulary(options.vocabularies)
     questions = make_questions(vocabulary, options.prompts, only=options.kind)
     components = load_from_local_dir(options.checkpoint, device="cpu", dtype=torch.float32)
+    results = []
+    for steps in options.steps:
+        for guidance in options.guidance:
+            print(f"{options.checkpoint}: {steps} forwards, guidance {guidance:g}")
+            result, lines = _measure(components, questions, steps, guidance, options)
+            print("\n".join(lines), flush=True)
+            results.append({"checkpoint": str(options.checkpoint), **result})
+    print(json.dumps(results[0] if len(results) == 1 else {"runs": results}))
+
+
+def _measure(
+    components: dict[str, Any],
+    questions: Sequence[Question],
+    steps: int,
+    guidance: float,
+    options: argparse.Namespace,
+) -> tuple[dict[str, Any], list[str]]:
+    """Score one way of sampling: numbers for JSON, and lines to read."""
     started = time.perf_counter()
     with tqdm(total=len(questions), unit="img", disable=None) as bar:
         pictures = make_pictures(
             components,
             [question.prompt for question in questions],
-            steps=options.steps,
-            guidance=options.guidance,
+            steps=steps,
+            guidance=guidance,
             seed=options.seed,
             report=lambda made: bar.update(made - bar.n),
         )
     seconds = (time.perf_counter() - started) / len(pictures)
     score = score_pictures(questions, pictures, options.processes)
-    short = ["portrait of a woman"] * 16
-    varied = make_pictures(
-        components, short, steps=options.steps, guidance=options.guidance, seed=options.seed
-    )
+    same = [_OPEN_PROMPT] * 16
+    varied = make_pictures(components, same, steps=steps, guidance=guidance, seed=options.seed)
     spread = diversity(varied)
-    print(table(score))
-    print(f"diversity of {len(short)} seeds of {short[0]!r}: {spread:.3f}")
-    print(f"{seconds:.2f} s an image in batches of {_BATCH}")
     result = {
-        "checkpoint": str(options.checkpoint),
         "prompts": len(questions),
-        "steps": options.steps,
-        "guidance": options.guidance,
+        "steps": steps,
+        "guidance": guidance,
         "overall": round(score.overall, 4),
         "perfect": round(score.perfect / score.pictures, 4),
         "attributes": {name: round(value, 4) for name, value in score.accuracies.items()},
         "diversity": round(spread, 4),
         "seconds_per_image": round(seconds, 3),
     }
-    print(json.dumps(result))
+    lines = [
+        table(score),
+        f"diversity of {len(same)} seeds of {_OPEN_PROMPT!r}: {spread:.3f}",
+        f"{seconds:.2f} s an image in batches of {_BATCH}",
+    ]
+    return result, lines
 
 
 if __name__ == "__main__":

@@ -86,4 +86,9 @@ def test_command_line(tmp_path, capsys):
     assert 0 <= result["overall"] <= 1
     assert set(result["attributes"]) <= {"background", "item", "color", "plate"}
     assert result["diversity"] > 0
-    assert lines[0].split() == ["attribute", "asked", "found"]
+    assert lines[0] == f"{folder}: 1 forwards, guidance 0"
+    assert lines[1].split() == ["attribute", "asked", "found"]
+    arguments = ["--prompts", "1", "--steps", "1", "2", "--guidance", "0", "1.5"]
+    main([str(folder), *arguments, "--kind", "gaming", "--processes", "1"])
+    runs = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert [(run["steps"], run["guidance"]) for run in runs] == [(1, 0), (1, 1.5), (2, 0), (2, 1.5)]
