@@ -10,6 +10,7 @@ published model (2 ** (stages - 1) in general).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from zimage_core.config import AutoencoderConfig
+from zimage_core.noise import draw_noise
 
 # Written into the model code of FLUX.1, not into its configuration.
 NORM_EPS = 1e-6
@@ -97,10 +99,14 @@ class DiagonalGaussian:
         """Return the most probable latents, (B, F, h, w)."""
         return self.mean
 
-    def sample(self, generator: Generator | None = None) -> Tensor:
-        """Draw latents (B, F, h, w), with noise in float32 from the generator's own device."""
-        device = self.mean.device if generator is None else generator.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=device)
+    def sample(self, generator: Generator | Sequence[Generator] | None = None) -> Tensor:
+        """Draw latents (B, F, h, w), with noise in float32 from one generator or B of them.
+
+        Raises:
+            ValueError: a list of another length than B.
+        """
+        batch, channels, height, width = self.mean.shape
+        noise = draw_noise((batch, channels, height, width), generator)
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
 
 

@@ -13,6 +13,7 @@ from zimage_core import images as pixels
 from zimage_core.guidance import Guidance
 from zimage_core.noise import check_generators, draw_noise
 from zimage_core.pipeline import ZImagePipeline
+from zimage_core.strength import first_step
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,14 +72,16 @@ def generate(
         num_images_per_prompt: images of each prompt.
         generator: source of the noise. A list has one for each image, and an image then does not
             depend on the others; a single one draws the noise of the whole batch at once. None is
-            torch's default CPU generator.
+            torch's default CPU generator. With `image` its latents are drawn first, then the noise.
         cfg_normalization: see `Guidance.normalization`.
         cfg_truncation: see `Guidance.truncation`.
         max_sequence_length: tokens that a prompt is cut to, template included.
         output_type: "pil" a list of images, "np" float32 (B, H, W, 3) in [0, 1], "pt" float32
             (B, 3, H, W) in [0, 1], "latent" float32 latents as the last step left them.
-        image: starting image; not available yet.
-        strength: of the change to `image`; without meaning as long as that is not available.
+        image: image to start from, or a list: one for all, for each prompt, or for each image made.
+            What is accepted, and how it is brought to `width` x `height`, says `images.from_input`.
+        strength: of the change to `image`, above 0 and at most 1: of n steps the last n * strength
+            are run, see `strength.first_step`. Without meaning where there is no `image`.
         images: images to edit; not available yet.
         siglip: image encoder for `images`; not available yet.
         siglip_processor: see `siglip`.
@@ -87,13 +90,12 @@ def generate(
         ValueError: an argument is out of range, or lists differ in length.
     """
     for name, value in (
-        ("image", image),
         ("images", images),
         ("siglip", siglip),
         ("siglip_processor", siglip_processor),
     ):
         if value is not None:
-            raise ValueError(f"{name}: images as input are not available yet")
+            raise ValueError(f"{name}: editing is not available yet, leave it out")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type: {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
     if num_images_per_prompt < 1:
@@ -111,11 +113,24 @@ def generate(
     guided = Guidance(scale=guidance_scale, normalization=cfg_normalization).is_on
     if isinstance(generator, Sequence):
         check_generators(generator, num_images)
+    starts = None
+    if image is not None:
+        first_step(num_inference_steps, strength)  # refused before any work is done
+        starts = pixels.from_input(image, height=height, width=width)
+        if len(starts) not in (1, len(prompts), num_images):
+            raise ValueError(
+                f"image: {len(starts)} images for {len(prompts)} prompts with "
+                f"{num_images_per_prompt} images each; allowed: 1, {len(prompts)} or {num_images}"
+            )
 
     encoded = pipeline.encode(
         prompts + (negatives if guided else []), max_sequence_length=max_sequence_length
     )
     for_images = [embeds for embeds in encoded for _ in range(num_images_per_prompt)]
+    image_latents = None
+    if starts is not None:
+        image_latents = pipeline.encode_image(starts, generator)
+        image_latents = image_latents.repeat_interleave(num_images // len(image_latents), 0)
     denoised = pipeline.denoise(
         for_images[:num_images],
         height=height,
@@ -123,8 +138,9 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         negative_prompt_embeds=for_images[num_images:] if guided else None,
-        generators=generator if isinstance(generator, Sequence) else None,
-        latents=None if isinstance(generator, Sequence) else draw_noise(shape, generator),
+        latents=draw_noise(shape, generator),
+        image_latents=image_latents,
+        strength=strength,
         cfg_normalization=cfg_normalization,
         cfg_truncation=cfg_truncation,
     )

@@ -1,16 +1,95 @@
-"""From decoded tensors to pixels: uint8 arrays and PIL images."""
+"""Pixels: from images that are given to tensors, from decoded tensors to arrays and images."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zimage_core.image_files import to_rgb
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    GivenImage = Image | NDArray[Any] | Tensor
+
+_ALLOWED = (
+    "a PIL image; a float tensor (3, H, W) or (B, 3, H, W), or a float array (H, W, 3) or "
+    "(B, H, W, 3), in [0, 1]; the same as uint8 in 0 to 255; or a list of these"
+)
+_ALLOWED_TYPES = "allowed: float in [0, 1], or uint8"
+
+
+def from_input(given: GivenImage | Sequence[GivenImage], *, height: int, width: int) -> Tensor:
+    """Bring images to one size and to one form.
+
+    A PIL image is converted by `image_files.to_rgb` (transparency lies on white) and resized by
+    Lanczos' filter; of a tensor or an array, which may hold many images, the nearest pixel is
+    taken: what diffusers' VaeImageProcessor does. The aspect ratio is not kept.
+
+    Args:
+        given: a PIL image; a float tensor (3, H, W) or (B, 3, H, W), or a float array (H, W, 3) or
+            (B, H, W, 3), in [0, 1]; the same as uint8 in 0 to 255; or a list of these.
+        height: in pixels, of the result.
+        width: in pixels, of the result.
+
+    Returns:
+        (N, 3, height, width) float32 in [0, 1] on the CPU.
+
+    Raises:
+        ValueError: an image is none of these, or a value is out of range.
+    """
+    images = list(given) if isinstance(given, Sequence) else [given]
+    if not images:
+        raise ValueError("image: the list is empty")
+    joined = torch.cat([_from_one(image, height, width) for image in images])
+    # In one layout, whatever was given: the layout chooses among kernels that round differently.
+    return joined.contiguous()
+
+
+def _from_one(image: object, height: int, width: int) -> Tensor:
+    from PIL import Image as PilImage
+
+    if isinstance(image, PilImage.Image):
+        resized = to_rgb(image).resize((width, height), PilImage.Resampling.LANCZOS)
+        return _to_unit(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ValueError(f"image: {type(image).__name__}; allowed: {_ALLOWED}")
+    shape, channels = tuple(image.shape), -1 if isinstance(image, np.ndarray) else -3
+    if len(shape) not in (3, 4) or shape[channels] != 3 or 0 in shape:
+        name = type(image).__name__
+        raise ValueError(f"image: {name} of shape {shape}; allowed: {_ALLOWED}")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 and image.dtype.kind != "f":
+            raise ValueError(f"image: dtype {image.dtype}; {_ALLOWED_TYPES}")
+        tensor = torch.from_numpy(image.astype(np.uint8 if image.dtype == np.uint8 else np.float32))
+    else:
+        tensor = image.cpu()
+    tensor = tensor.reshape(-1, *shape[-3:]).movedim(channels, 1)
+    return F.interpolate(_to_unit(tensor), size=(height, width), mode="nearest")
+
+
+def _to_unit(image: Tensor) -> Tensor:
+    """Float32 in [0, 1] of 8-bit values, or of floats that are in [0, 1]."""
+    if image.dtype == torch.uint8:
+        return image.float() / 255.0
+    if not image.is_floating_point():
+        raise ValueError(f"image: dtype {image.dtype}; {_ALLOWED_TYPES}")
+    image = image.float()
+    low, high = image.min().item(), image.max().item()
+    if not (low >= 0.0 and high <= 1.0):  # NaN is not
+        raise ValueError(f"image: values from {low:g} to {high:g}; allowed: 0 to 1")
+    return image
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """Map (B, 3, H, W) in [0, 1] to float32 in [-1, 1], what the autoencoder encodes."""
+    return 2.0 * images.float() - 1.0
 
 
 def from_signed(images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Text to image: encode prompts, denoise latents, decode pixels.
+"""Text, and an image to start from, to image: encode, denoise latents, decode pixels.
 
-`ZImagePipeline` has the three stages as three methods, so that a caller can run each where and when
-it likes; `zimage_core.generation` runs all of them for a list of prompts.
+`ZImagePipeline` has the stages as methods, so that a caller can run each where and when it likes;
+`zimage_core.generation` runs all of them for a list of prompts.
 
 Letters in shapes: B images, F channels of latents, h and w latents' height and width, H and W the
 image's, L tokens of a caption.
@@ -16,9 +16,11 @@ import torch
 from torch import Generator, Tensor
 
 from zimage_core import images as pixels
+from zimage_core.autoencoder import DiagonalGaussian
 from zimage_core.batching import CaptionGroups
 from zimage_core.guidance import Guidance
 from zimage_core.noise import draw_noise
+from zimage_core.strength import first_step
 from zimage_core.text_encoder import encode_prompts, tokenize
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ZImagePipeline:
-    """The five components of a checkpoint and the three stages of making images with them.
+    """The five components of a checkpoint and the stages of making images with them.
 
     Takes what `load_from_local_dir` returns: `ZImagePipeline(**load_from_local_dir(...))`. Holds no
     state of a run; components are never changed.
@@ -107,6 +109,46 @@ class ZImagePipeline:
         return [of_prompt[prompt] for prompt in prompts]
 
     @torch.no_grad()
+    def encode_image(
+        self, images: Tensor, generators: Generator | Sequence[Generator] | None
+    ) -> Tensor:
+        """Encode starting images to latents, drawn from the Gaussian that the autoencoder gives.
+
+        The draw is the first from each generator; `denoise` draws the noise after it. Images are
+        encoded one at a time, so that latents do not depend on their neighbours and no more
+        memory is needed for many.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1], as `images.from_input` returns them.
+            generators: one for each of the latents: N, or k * N where k neighbours share an image;
+                or a single one that draws for all N at once; None is torch's default CPU generator.
+
+        Returns:
+            (N, F, h, w) or (k * N, F, h, w) float32 on the pipeline's device.
+
+        Raises:
+            ValueError: the number of generators is no multiple of N, or H or W is not a multiple of
+                `vae_scale_factor`.
+        """
+        config = self.vae.config
+        weight = next(self.vae.parameters())
+        signed = pixels.to_signed(images).to(weight.device, weight.dtype)
+        encoded = [self.vae.encode(image) for image in torch.split(signed, 1)]
+        share = 1
+        if isinstance(generators, Sequence):
+            share, rest = divmod(len(generators), len(encoded))
+            if rest or not share:
+                raise ValueError(
+                    f"generators: {len(generators)} for {len(encoded)} images; allowed: a multiple"
+                )
+        mean = torch.cat([gaussian.mean for gaussian in encoded]).float()
+        logvar = torch.cat([gaussian.logvar for gaussian in encoded]).float()
+        latents = DiagonalGaussian(
+            mean.repeat_interleave(share, 0), logvar.repeat_interleave(share, 0)
+        ).sample(generators)
+        return ((latents - config.shift_factor) * config.scaling_factor).to(self.device)
+
+    @torch.no_grad()
     def denoise(
         self,
         prompt_embeds: Sequence[Tensor],
@@ -118,11 +160,13 @@ class ZImagePipeline:
         negative_prompt_embeds: Sequence[Tensor] | None = None,
         generators: Sequence[Generator] | None = None,
         latents: Tensor | None = None,
+        image_latents: Tensor | None = None,
+        strength: float = 0.6,
         cfg_normalization: bool | float = False,
         cfg_truncation: float | None = 1.0,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Denoise one image for each text feature, from noise to clean latents.
+        """Denoise one image for each text feature, from noise or from a noised image.
 
         Images are grouped by the padded length of their captions, so no attention is ever masked
         and an image does not depend on its neighbours.
@@ -131,15 +175,20 @@ class ZImagePipeline:
             prompt_embeds: B text features as `encode` returns them.
             height: H in pixels.
             width: W in pixels.
-            num_inference_steps: number of transformer evaluations.
+            num_inference_steps: number of transformer evaluations; with `image_latents` fewer are
+                made, see `strength.first_step`.
             guidance_scale: see `Guidance.scale`; 0 runs no negative branch.
             negative_prompt_embeds: B text features, required where `guidance_scale` > 0.
             generators: B generators, one for the noise of each image (on the CPU, a seed means the
                 same noise for every device).
             latents: noise (B, F, h, w) instead of `generators`.
+            image_latents: images to start from, (B, F, h, w) as `encode_image` returns them; None
+                starts from noise alone.
+            strength: of the change to `image_latents`, above 0 and at most 1; without meaning
+                where there are none.
             cfg_normalization: see `Guidance.normalization`.
             cfg_truncation: see `Guidance.truncation`.
-            on_step: called with the index of each step once it is queued.
+            on_step: called with the index of each step, in the whole schedule, once it is queued.
 
         Returns:
             (B, F, h, w) float32 on the pipeline's device.
@@ -166,24 +215,31 @@ class ZImagePipeline:
                     f"{num_images} prompt_embeds"
                 )
             negatives = negative_prompt_embeds
-        latents = _starting_latents(shape, generators, latents).to(self.device, torch.float32)
 
         h, w = shape[-2:]
         image_seq_len = (h // self.transformer.patch_size) * (w // self.transformer.patch_size)
         sigmas = self.scheduler.sigmas(num_inference_steps, image_seq_len=image_seq_len)
         times = self.scheduler.model_times(sigmas)
-        is_guided = [guidance.acts_at(time) for time in times.tolist()]
+        first = 0 if image_latents is None else first_step(num_inference_steps, strength)
+        steps = range(first, num_inference_steps)
+        is_guided = {i: guidance.acts_at(times[i].item()) for i in steps}
+
+        latents = _noise(shape, generators, latents).to(self.device, torch.float32)
+        if image_latents is not None:
+            _check_shape("image_latents", image_latents, shape)
+            image_latents = image_latents.to(self.device, torch.float32)
+            latents = self.scheduler.scale_noise(image_latents, latents, sigmas, first)
 
         captions = self._embed_captions([*prompt_embeds, *negatives])
         images = list(range(num_images))
         plain = both = None
-        if not all(is_guided):
+        if not all(is_guided.values()):
             plain = CaptionGroups(self.transformer, captions[:num_images], images, h, w)
-        if any(is_guided):
+        if any(is_guided.values()):
             both = CaptionGroups(self.transformer, captions, images * 2, h, w)
 
         times = times.to(self.device)
-        for i in range(num_inference_steps):
+        for i in steps:
             if is_guided[i]:
                 assert both is not None
                 velocity = guidance.combine(*both.velocity(latents, times[i : i + 1]).chunk(2))
@@ -223,7 +279,7 @@ class ZImagePipeline:
         return [of_feature[id(feature)] for feature in features]
 
 
-def _starting_latents(
+def _noise(
     shape: tuple[int, int, int, int],
     generators: Sequence[Generator] | None,
     latents: Tensor | None,
@@ -231,10 +287,14 @@ def _starting_latents(
     if (generators is None) == (latents is None):
         raise ValueError("generators, latents: exactly one of the two is needed")
     if latents is not None:
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents: shape {tuple(latents.shape)} must be {shape}")
+        _check_shape("latents", latents, shape)
         return latents
     return draw_noise(shape, generators)
+
+
+def _check_shape(name: str, latents: Tensor, shape: tuple[int, int, int, int]) -> None:
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"{name}: shape {tuple(latents.shape)} must be {shape}")
 
 
 def _check_size(name: str, value: int, multiple: int) -> None:

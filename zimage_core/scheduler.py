@@ -152,6 +152,17 @@ class FlowMatchEulerDiscreteScheduler:
         timesteps = sigmas[:-1] * self.num_train_timesteps
         return (self.num_train_timesteps - timesteps) / self.num_train_timesteps
 
+    def scale_noise(self, images: Tensor, noise: Tensor, sigmas: Tensor, index: int) -> Tensor:
+        """Bring clean latents to the noise level `sigmas[index]`, where step `index` begins.
+
+        Args:
+            images: latents of images, float32.
+            noise: standard normal, float32, the shape of `images`.
+            sigmas: see `step`.
+            index: step number, from 0.
+        """
+        return sigmas[index] * noise + (1.0 - sigmas[index]) * images
+
     def step(self, velocity: Tensor, latents: Tensor, sigmas: Tensor, index: int) -> Tensor:
         """Walk latents from noise level `sigmas[index]` to `sigmas[index + 1]`.
 

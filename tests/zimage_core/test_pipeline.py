@@ -555,9 +555,8 @@ def test_the_default_noise_is_the_default_generator(components: dict[str, Any]) 
         ({"cfg_normalization": float("inf")}, "cfg_normalization: inf must be"),
         ({"max_sequence_length": 0}, "max_sequence_length: 0 must be at least 1"),
         ({"output_type": "jpeg"}, "output_type: 'jpeg' must be one of pil, np, pt, latent"),
-        ({"image": object()}, "image: images as input are not available yet"),
-        ({"images": [[object()]]}, "images: images as input are not available yet"),
-        ({"siglip": object()}, "siglip: images as input are not available yet"),
+        ({"images": [[object()]]}, "images: editing is not available yet"),
+        ({"siglip": object()}, "siglip: editing is not available yet"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
