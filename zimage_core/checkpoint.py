@@ -1,26 +1,21 @@
-"""A checkpoint folder on disk: its files, their tensors by header, and whether all of it fits.
+"""A checkpoint on disk: its files, their tensors by header, and whether all of it fits.
 
 Everything here reads JSON and the headers of weight files, never weights, so that a folder of
 30 GB is checked in well under a second and a broken one is found before any of it is loaded.
 
 The layout is diffusers': `model_index.json` and the folders `scheduler`, `tokenizer`,
-`text_encoder`, `transformer`, `vae`.
+`text_encoder`, `transformer`, `vae`. Each of the last three may be replaced by a file or a folder
+of its own: `transformer=`, `vae=`, `text_encoder=`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
-
-from zimage_core.autoencoder import AutoencoderKL
+from zimage_core.component import KINDS, Component, Kind, open_component
 from zimage_core.config import (
     AutoencoderConfig,
     CheckpointError,
@@ -30,9 +25,18 @@ from zimage_core.config import (
     read_json_object,
 )
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
-from zimage_core.text_encoder import TextEncoder, full_model_shapes, text_encoder_shapes
-from zimage_core.transformer import ZImageTransformer2DModel
-from zimage_core.weight_files import StoredTensor, find_weight_files, read_header, refuse_all
+from zimage_core.weight_files import (
+    find_weight_files,
+    open_weight_file,
+    open_weight_folder,
+    refuse_all,
+)
+
+Part = Path | str | None
+"""A file or folder that replaces a model of the checkpoint's folder; None for what is there."""
+
+PUBLISHED = Path(__file__).parent / "published"
+"""Configurations of the published Z-Image models, used where a checkpoint has none."""
 
 # What `model_index.json` may name; the first is what the published folders name.
 _CLASSES = {
@@ -47,54 +51,125 @@ _CLASSES = {
     "transformer": ("ZImageTransformer2DModel",),
     "vae": ("AutoencoderKL",),
 }
-_STEMS = {
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-
-
-@dataclass(frozen=True)
-class Component:
-    """One model of a checkpoint: how to make its module and the tensors that fill it.
-
-    Attributes:
-        make_module: makes it on the meta device, in no particular dtype.
-        files: weight files and, where there are several, their index.
-        tensors: by key of the module's state dict, complete and of the right shapes.
-        prefix: what the files put in front of each key.
-    """
-
-    make_module: Callable[[], nn.Module]
-    files: tuple[Path, ...]
-    tensors: Mapping[str, StoredTensor]
-    prefix: str
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of elements of the tensors that are loaded."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that was found complete: nothing of it is loaded yet."""
+    """A checkpoint that was found complete: nothing of it is loaded yet.
+
+    Attributes:
+        components: by the name of their folder.
+        notes: what a user should know, a sentence each.
+    """
 
     transformer_config: TransformerConfig
     autoencoder_config: AutoencoderConfig
     text_encoder_config: TextEncoderConfig
     scheduler: FlowMatchEulerDiscreteScheduler
     components: Mapping[str, Component]
+    notes: tuple[str, ...] = ()
 
 
-def open_checkpoint(model_dir: Path | str) -> Checkpoint:
-    """Check a folder from its JSON and headers.
+class Source(NamedTuple):
+    """Where a model comes from.
+
+    Attributes:
+        kind: which model.
+        config: its `config.json`.
+        folder: of its weights; None where they are in `file`.
+        file: a single file.
+    """
+
+    kind: Kind
+    config: Path
+    folder: Path | None
+    file: Path | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the configuration is the published one, for want of another."""
+        return self.config.parent == PUBLISHED
+
+    def read_config(self) -> Any:
+        """Read the configuration. Raises `CheckpointError`."""
+        return self.kind.config.from_json(self.config)
+
+    def open(self, config: Any) -> Component:
+        """Find the model's tensors.
+
+        Raises:
+            CheckpointError: see `open_component`; where the published configuration was taken,
+                the message says so.
+        """
+        if self.file is None:
+            assert self.folder is not None
+            files = open_weight_folder(self.folder, self.kind.stem)
+            return open_component(
+                self.kind, config, files, asked_by="config.json", single_file=False
+            )
+        asked_by = "the published configuration" if self.is_published else str(self.config)
+        try:
+            return open_component(
+                self.kind, config, open_weight_file(self.file), asked_by=asked_by, single_file=True
+            )
+        except CheckpointError as error:
+            if not self.is_published:
+                raise
+            raise CheckpointError(
+                f"{error}\n{self.file}: was compared with the published configuration of Z-Image, "
+                f"since no {self.kind.name}/config.json is given beside it"
+            ) from error
+
+
+def find_source(kind: Kind, root: Path | None, part: Part) -> Source:
+    """Say where a model comes from.
+
+    Args:
+        kind: which model.
+        root: the checkpoint's folder; None where there is none.
+        part: what replaces the model in it: a file, the model's own folder, or a checkpoint's.
+
+    Raises:
+        CheckpointError: `part` does not exist.
+    """
+    inside = None if root is None else root / kind.name
+    if part is None:
+        assert inside is not None
+        return Source(kind, inside / "config.json", inside)
+    path = Path(part)
+    if path.is_dir():
+        inner = path / kind.name
+        folder = inner if (inner / "config.json").is_file() else path
+        return Source(kind, folder / "config.json", folder)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such {kind.words}; allowed: a file or a folder")
+    config = None if inside is None else inside / "config.json"
+    if config is None or not config.is_file():
+        config = PUBLISHED / f"{kind.name}.json"
+    return Source(kind, config, None, path)
+
+
+def open_checkpoint(
+    model_dir: Path | str,
+    *,
+    transformer: Part = None,
+    vae: Part = None,
+    text_encoder: Part = None,
+) -> Checkpoint:
+    """Check a checkpoint from its JSON and headers.
+
+    Args:
+        model_dir: its folder. What is replaced need not be there.
+        transformer: a file or folder to take the transformer from instead.
+        vae: the same for the autoencoder.
+        text_encoder: the same for the text encoder.
 
     Raises:
         CheckpointError: anything is missing, unexpected, mis-shaped, truncated or corrupt; all that
             was found, one problem a line, each with its file.
     """
     root = Path(model_dir)
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
     _check_model_index(root)
     problems: list[str] = []
 
@@ -109,132 +184,126 @@ def open_checkpoint(model_dir: Path | str) -> Checkpoint:
     scheduler = attempt(
         FlowMatchEulerDiscreteScheduler.from_json, root / "scheduler" / "scheduler_config.json"
     )
-    transformer = attempt(TransformerConfig.from_json, root / "transformer" / "config.json")
-    vae = attempt(AutoencoderConfig.from_json, root / "vae" / "config.json")
-    text = attempt(TextEncoderConfig.from_json, root / "text_encoder" / "config.json")
-    models = {
-        "transformer": (transformer, ZImageTransformer2DModel),
-        "vae": (vae, AutoencoderKL),
-        "text_encoder": (text, TextEncoder),
+    sources: dict[str, Source | None] = {
+        name: attempt(find_source, kind, root, parts[name]) for name, kind in KINDS.items()
+    }
+    configs: dict[str, Any] = {
+        name: attempt(s.read_config) if s else None for name, s in sources.items()
     }
     components = {
-        name: attempt(_open_component, root / name, _STEMS[name], config, model)
-        for name, (config, model) in models.items()
-        if config is not None
+        name: attempt(source.open, configs[name])
+        for name, source in sources.items()
+        if source is not None and configs[name] is not None
     }
+    problems += _misfits(sources, configs)
+    refuse_all(problems)
+    notes = [note for component in components.values() for note in component.notes]
+    notes += [
+        f"{source.file}: no {name}/config.json in {root}: the published configuration of Z-Image "
+        "is used, and all shapes agree with it"
+        for name, source in sources.items()
+        if source is not None and source.is_published
+    ]
+    return Checkpoint(
+        configs["transformer"],
+        configs["vae"],
+        configs["text_encoder"],
+        scheduler,
+        components,
+        tuple(notes),
+    )
+
+
+def _misfits(sources: Mapping[str, Source | None], configs: Mapping[str, Any]) -> list[str]:
+    """Numbers in which the models do not fit each other."""
+    problems = []
+    transformer, vae, text = (configs[name] for name in ("transformer", "vae", "text_encoder"))
     if transformer and vae and vae.latent_channels != transformer.in_channels:
+        assert sources["vae"] is not None
         problems.append(
-            f"{root / 'vae' / 'config.json'}: latent_channels is {vae.latent_channels}, but the "
+            f"{sources['vae'].config}: latent_channels is {vae.latent_channels}, but the "
             f"transformer's in_channels is {transformer.in_channels}"
         )
     if transformer and text and text.hidden_size != transformer.cap_feat_dim:
+        assert sources["text_encoder"] is not None
         problems.append(
-            f"{root / 'text_encoder' / 'config.json'}: hidden_size is {text.hidden_size}, but the "
+            f"{sources['text_encoder'].config}: hidden_size is {text.hidden_size}, but the "
             f"transformer's cap_feat_dim is {transformer.cap_feat_dim}"
         )
-    refuse_all(problems)
-    return Checkpoint(transformer, vae, text, scheduler, components)
+    return problems
 
 
-def checkpoint_files(model_dir: Path | str) -> list[Path]:
+def checkpoint_files(
+    model_dir: Path | str,
+    *,
+    transformer: Part = None,
+    vae: Part = None,
+    text_encoder: Part = None,
+) -> list[Path]:
     """List every file that loading reads, sorted.
+
+    Args:
+        model_dir: as for `open_checkpoint`, like all the others.
+        transformer: see `model_dir`.
+        vae: see `model_dir`.
+        text_encoder: see `model_dir`.
 
     Raises:
         CheckpointError: a file that loading needs is missing, or an index cannot be read.
     """
-    root = Path(model_dir)
-    _check_model_index(root)
-    files = [
-        root / "model_index.json",
-        root / "scheduler" / "scheduler_config.json",
-        root / "tokenizer" / "tokenizer.json",
-        root / "tokenizer" / "tokenizer_config.json",
-    ]
-    template = root / "tokenizer" / "chat_template.jinja"
-    if template.is_file():
-        files.append(template)
-    for name, stem in _STEMS.items():
-        files.append(root / name / "config.json")
-        files.extend(find_weight_files(root / name, stem)[0])
-    refuse_all(f"{path}: file is missing" for path in files if not path.is_file())
-    return sorted(files)
+    named = named_checkpoint_files(
+        model_dir, transformer=transformer, vae=vae, text_encoder=text_encoder
+    )
+    return sorted(set(named.values()))
 
 
-def _open_component(folder: Path, stem: str, config: Any, model: type[nn.Module]) -> Component:
-    """Find the tensors of a model and compare them with those that its configuration asks for."""
-    files, weight_map = find_weight_files(folder, stem)
-    problems: list[str] = []
-    stored: dict[str, StoredTensor] = {}
-    for file in files:
-        if file.suffix == ".json":
-            continue
-        header = read_header(file)
-        if weight_map is not None:
-            listed = {key for key, name in weight_map.items() if name == file.name}
-            problems += [
-                f"{file}: missing tensor {key!r}, which the index lists there"
-                for key in sorted(listed - set(header))
-            ]
-            problems += [
-                f"{file}: unexpected tensor {key!r}, which the index does not list there"
-                for key in sorted(set(header) - listed)
-            ]
-            header = {key: tensor for key, tensor in header.items() if key in listed}
-        stored.update(header)
-    refuse_all(problems)
+def named_checkpoint_files(
+    model_dir: Path | str,
+    *,
+    transformer: Part = None,
+    vae: Part = None,
+    text_encoder: Part = None,
+) -> dict[str, Path]:
+    """Name every file that loading reads by what it is for, wherever it lies.
 
-    make_module = partial(_make_empty, model, config)
-    prefix, ignored = "", {}
-    if not isinstance(config, TextEncoderConfig):
-        state = make_module().state_dict()
-        expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    else:
-        # Building this one imports transformers.
-        expected = text_encoder_shapes(config)
-        # Published as the causal model (`model.layers...`), saved by others without the prefix.
-        prefix = "model." if any(key.startswith("model.") for key in stored) else ""
-        ignored = {
-            prefix + key: shape
-            for key, shape in full_model_shapes(config).items()
-            if key not in expected
-        }
-        ignored["lm_head.weight"] = (config.vocab_size, config.hidden_size)
-    allowed = {**{prefix + key: shape for key, shape in expected.items()}, **ignored}
-    source = files[-1]
-    for key, shape in allowed.items():
-        if key not in stored:
-            if key not in ignored:
-                problems.append(f"{source}: missing tensor {key!r} of shape {list(shape)}")
-        elif stored[key].shape != shape:
-            problems.append(
-                f"{stored[key].file}: tensor {key!r} has shape {list(stored[key].shape)}, but "
-                f"config.json asks for {list(shape)}"
-            )
-    problems += [
-        f"{tensor.file}: unexpected tensor {key!r} of shape {list(tensor.shape)}"
-        for key, tensor in stored.items()
-        if key not in allowed
-    ]
-    refuse_all(problems)
-    tensors = {key: stored[prefix + key] for key in expected}
-    return Component(make_module, tuple(files), tensors, prefix)
+    A model's files are `<model>/<file name>`, a single file is `<model><ending>`:
+    `vae/config.json`, `transformer.gguf`.
 
+    Args:
+        model_dir: as for `open_checkpoint`, like all the others.
+        transformer: see `model_dir`.
+        vae: see `model_dir`.
+        text_encoder: see `model_dir`.
 
-def _make_empty(model: type[nn.Module], config: Any) -> nn.Module:
-    with torch.device("meta"), _NoInitialisation():
-        return model(config)
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Leave out random initialisation: on the meta device it does nothing, but its first use
-    imports a second's worth of torch.
+    Raises:
+        CheckpointError: see `checkpoint_files`.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+    root = Path(model_dir)
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    _check_model_index(root)
+    files = {
+        name: root / name
+        for name in (
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer_config.json",
+        )
+    }
+    template = "tokenizer/chat_template.jinja"
+    if (root / template).is_file():
+        files[template] = root / template
+    for name, kind in KINDS.items():
+        source = find_source(kind, root, parts[name])
+        files[f"{name}/config.json"] = source.config
+        if source.file is not None:
+            files[name + source.file.suffix] = source.file
+        else:
+            assert source.folder is not None
+            weights, _ = find_weight_files(source.folder, kind.stem)
+            files |= {f"{name}/{path.name}": path for path in weights}
+    refuse_all(f"{path}: file is missing" for path in files.values() if not path.is_file())
+    return files
 
 
 def _check_model_index(root: Path) -> None:

@@ -1,29 +1,32 @@
-"""From a checkpoint folder to models in memory.
+"""From a checkpoint to models in memory.
 
 Models are made empty on the meta device; their tensors are read from memory-mapped files one by
 one, cast, and put in place. So memory never holds a second copy of the weights, and nothing is
-initialised that is then overwritten. Whether the folder is right is found out before, by
+initialised that is then overwritten. Whether the checkpoint is right is found out before, by
 `checkpoint`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from zimage_core.attention import check_backend, resolve_backend
-from zimage_core.checkpoint import Component, checkpoint_files, open_checkpoint
+from zimage_core.checkpoint import Part, checkpoint_files, open_checkpoint
+from zimage_core.component import Component
 from zimage_core.config import CheckpointError, TransformerConfig
+from zimage_core.stored_tensor import WeightReader, in_file_order
 from zimage_core.text_encoder import load_tokenizer
 
 __all__ = ["CheckpointSummary", "check_checkpoint", "checkpoint_files", "load_from_local_dir"]
 
+_log = logging.getLogger(__name__)
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -37,22 +40,38 @@ class CheckpointSummary:
         num_bytes: size on disk of `files`.
         files: every file that loading reads, sorted.
         transformer: architecture of the transformer.
+        notes: what a user should know, a sentence each: tensors that are left out, a configuration
+            that is the published one for want of another.
     """
 
     num_parameters: Mapping[str, int]
     num_bytes: int
     files: tuple[Path, ...]
     transformer: TransformerConfig
+    notes: tuple[str, ...] = ()
 
 
-def check_checkpoint(model_dir: Path | str) -> CheckpointSummary:
+def check_checkpoint(
+    model_dir: Path | str,
+    *,
+    transformer: Part = None,
+    vae: Part = None,
+    text_encoder: Part = None,
+) -> CheckpointSummary:
     """Check all that loading checks, without reading weights or importing transformers.
+
+    Args:
+        model_dir: as for `load_from_local_dir`, like all the others.
+        transformer: see `model_dir`.
+        vae: see `model_dir`.
+        text_encoder: see `model_dir`.
 
     Raises:
         CheckpointError: see `load_from_local_dir`; all problems at once, one a line.
     """
-    checkpoint = open_checkpoint(model_dir)
-    files = tuple(checkpoint_files(model_dir))
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    checkpoint = open_checkpoint(model_dir, **parts)
+    files = tuple(checkpoint_files(model_dir, **parts))
     return CheckpointSummary(
         num_parameters={
             name: component.num_parameters for name, component in checkpoint.components.items()
@@ -60,6 +79,7 @@ def check_checkpoint(model_dir: Path | str) -> CheckpointSummary:
         num_bytes=sum(path.stat().st_size for path in files),
         files=files,
         transformer=checkpoint.transformer_config,
+        notes=checkpoint.notes,
     )
 
 
@@ -70,18 +90,27 @@ def load_from_local_dir(
     dtype: torch.dtype,
     compile: bool = False,
     attention: str | None = None,
+    transformer: Part = None,
+    vae: Part = None,
+    text_encoder: Part = None,
 ) -> dict[str, Any]:
     """Load a checkpoint in diffusers' layout, ready for `generate(**components, prompt=...)`.
 
     Args:
-        model_dir: folder with `model_index.json`. Weights are safetensors in float32, float16 or
-            bfloat16, in one file or in shards with an index.
+        model_dir: folder with `model_index.json`. Weights are safetensors in float32, float16,
+            bfloat16 or float8, in one file or in shards with an index.
         device: where the models go.
         dtype: bfloat16, float16 or float32, for all three models; weights are cast to it.
         compile: compile each block of the transformer by itself (one short compilation serves
             all), when it first runs.
         attention: backend of the transformer; None leaves the choice to `set_attention_backend()`
             and `ZIMAGE_ATTENTION`.
+        transformer: a file or folder that replaces the folder's transformer, which then need not be
+            there. A file is safetensors (diffusers' names or ComfyUI's, float8 with or without
+            scales) or GGUF; its configuration is the folder's `transformer/config.json` or, where
+            there is none, the published one if all shapes agree with it. See docs/checkpoints.md.
+        vae: the same for the autoencoder (diffusers' names or those of FLUX.1's `ae.safetensors`).
+        text_encoder: the same for the text encoder; the tokenizer is always the folder's.
 
     Returns:
         `transformer`, `vae`, `text_encoder` in evaluation mode without gradients, `tokenizer` of
@@ -96,7 +125,11 @@ def load_from_local_dir(
     """
     device = torch.device(device)
     _check_target(device, dtype, compile)
-    checkpoint = open_checkpoint(model_dir)
+    checkpoint = open_checkpoint(
+        model_dir, transformer=transformer, vae=vae, text_encoder=text_encoder
+    )
+    for note in checkpoint.notes:
+        _log.warning(note)
     config = checkpoint.transformer_config
     check_backend(resolve_backend(attention), device, dtype, config.dim // config.n_heads)
 
@@ -110,11 +143,11 @@ def load_from_local_dir(
     models = {
         name: _fill(component, device, dtype) for name, component in checkpoint.components.items()
     }
-    transformer: Any = models["transformer"]
+    loaded: Any = models["transformer"]
     if attention is not None:
-        transformer.set_attention_backend(attention)
+        loaded.set_attention_backend(attention)
     if compile:
-        for block in transformer.layers:
+        for block in loaded.layers:
             block.compile()
     return {**models, "tokenizer": tokenizer, "scheduler": checkpoint.scheduler}
 
@@ -132,20 +165,11 @@ def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> No
 
 def _fill(component: Component, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Make the module of a component and read its tensors into it."""
-    keys_of_file: dict[Path, list[str]] = {}
-    for key, tensor in component.tensors.items():
-        keys_of_file.setdefault(tensor.file, []).append(key)
-    state: dict[str, Tensor] = {}
-    for path, keys in keys_of_file.items():
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for key in keys:
-                    # Cast where it lands: a GPU casts faster. On the CPU always a copy, so that
-                    # weights depend neither on the file any longer nor on its alignment.
-                    stored = file.get_tensor(component.prefix + key).to(device)
-                    state[key] = stored.to(dtype, copy=device.type == "cpu")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    with WeightReader() as reader:
+        state = {
+            key: reader.read(weight, dtype, device)
+            for key, weight in in_file_order(component.weights.items())
+        }
     module = component.make_module()
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()

@@ -1,92 +1,102 @@
 """Weight files of one model: which there are, and what their headers say.
 
-The format is safetensors: eight bytes with the length of a JSON header, the header (for each tensor
-its dtype, shape and place), then the tensors without gaps
-(https://github.com/huggingface/safetensors#format). Weights may lie in one file or in numbered
-shards with an index. Nothing here reads the weights themselves.
+Weights lie in one file, safetensors or GGUF, or in a folder as diffusers lays it out: one
+safetensors file or numbered shards with an index. Nothing here reads the weights themselves.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from zimage_core.config import CheckpointError, read_json_object
+from zimage_core.gguf_file import MAGIC as GGUF_MAGIC
+from zimage_core.gguf_file import read_gguf_header
+from zimage_core.safetensors_file import read_header
+from zimage_core.stored_tensor import StoredTensor
 
-Shape = tuple[int, ...]
-
-# Bytes an element of the dtypes that weights may have.
-_ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
-# Longest header that the safetensors library itself accepts.
-_MAX_HEADER = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_PROBLEMS = 10
 
 
-class StoredTensor(NamedTuple):
-    """A tensor in a file: where it is and what the header says of it."""
+@dataclass(frozen=True)
+class WeightFiles:
+    """Weight files of one model, or of several in one file, by their headers.
 
-    file: Path
-    dtype: str
-    shape: Shape
+    Attributes:
+        files: those that are read; the index of shards is the last.
+        tensors: by the files' own names.
+        metadata: of safetensors text by name; of GGUF values of any kind.
+    """
+
+    files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, Any]
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read what a safetensors file holds, and check that it holds all of it.
+def open_weight_file(path: Path) -> WeightFiles:
+    """Read the header of a single file, safetensors or GGUF by its first bytes.
 
     Raises:
-        CheckpointError: the file is missing, truncated, corrupt, no safetensors file, or holds a
-            tensor of a dtype other than float32, float16 and bfloat16.
+        CheckpointError: the file is missing, a pickle, truncated, corrupt or of an unknown kind.
     """
+    if path.suffix.lower() in _PICKLES:
+        raise CheckpointError(
+            f"{path}: is a pickle, which can run code when it is read; allowed: .safetensors and "
+            ".gguf files"
+        )
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if start == b"version ":
-                raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights themselves")
-            if len(start) < 8 or (length <= _MAX_HEADER and length > size - 8):
-                raise CheckpointError(f"{path}: is truncated: {size} bytes do not hold its header")
-            text = file.read(length) if length <= _MAX_HEADER else b""
+            magic = file.read(len(GGUF_MAGIC))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: file is missing") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        tensors = {
-            key: StoredTensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])))
-            for key, entry in header.items()
-        }
-        places = []
-        for key, entry in header.items():
-            begin, stop = map(int, entry["data_offsets"])
-            places.append((begin, stop, key))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is corrupt, or no safetensors file") from error
-    end = 0
-    for begin, stop, key in sorted(places):
-        _, dtype, shape = tensors[key]
-        if dtype not in _ITEM_SIZES:
-            raise CheckpointError(
-                f"{path}: tensor {key!r} is stored as {dtype}; allowed: {', '.join(_ITEM_SIZES)}"
-            )
-        if begin != end or stop - begin != math.prod(shape) * _ITEM_SIZES[dtype]:
-            raise CheckpointError(
-                f"{path}: is corrupt: bytes {begin} to {stop} cannot be those of tensor {key!r}, "
-                f"{dtype} {list(shape)}"
-            )
-        end = stop
-    whole = 8 + length + end
-    if size != whole:
-        state = "truncated" if size < whole else "corrupt"
-        raise CheckpointError(f"{path}: is {state}: {size} bytes, but its header says {whole}")
-    return tensors
+    if magic == GGUF_MAGIC or path.suffix.lower() == ".gguf":
+        gguf = read_gguf_header(path)
+        return WeightFiles((path,), gguf.tensors, gguf.metadata)
+    header = read_header(path)
+    return WeightFiles((path,), header.tensors, header.metadata)
+
+
+def open_weight_folder(folder: Path, stem: str) -> WeightFiles:
+    """Read the headers of a folder's files, and compare shards with their index.
+
+    Args:
+        folder: of one model.
+        stem: file name of the weights without ending, `diffusion_pytorch_model` or `model`.
+
+    Raises:
+        CheckpointError: see `find_weight_files`; or a file is truncated or corrupt, or does not
+            hold the tensors that the index lists there, and no others.
+    """
+    files, weight_map = find_weight_files(folder, stem)
+    problems: list[str] = []
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        if file.suffix == ".json":
+            continue
+        header = read_header(file)
+        metadata |= header.metadata
+        found = header.tensors
+        if weight_map is not None:
+            listed = {key for key, name in weight_map.items() if name == file.name}
+            problems += [
+                f"{file}: missing tensor {key!r}, which the index lists there"
+                for key in sorted(listed - set(found))
+            ]
+            problems += [
+                f"{file}: unexpected tensor {key!r}, which the index does not list there"
+                for key in sorted(set(found) - listed)
+            ]
+            found = {key: tensor for key, tensor in found.items() if key in listed}
+        tensors.update(found)
+    refuse_all(problems)
+    return WeightFiles(tuple(files), tensors, metadata)
 
 
 def find_weight_files(folder: Path, stem: str) -> tuple[list[Path], dict[str, str] | None]:

@@ -216,8 +216,8 @@ def header(tensors):
             "bytes 4 to 8 cannot be those",
         ),
         (
-            header({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}) + b"\0",
-            "tensor 'a' is stored as F8_E4M3; allowed: F32, F16, BF16",
+            header({"a": {"dtype": "F9", "shape": [1], "data_offsets": [0, 1]}}) + b"\0",
+            "tensor 'a' is stored as F9; allowed: F32, F16, BF16",
         ),
         (
             header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 5,
