@@ -93,7 +93,12 @@ def download_checkpoint(
         stop = threading.Event()
         with ByteProgress(f"fetching {repo}", total) as progress:
             hub.fetch(snapshot, missing, folder, progress, stop)
-    check_checkpoint(folder)
+    try:
+        check_checkpoint(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder}: holds all of {record.describe()}, but that cannot be loaded:\n{error}"
+        ) from error
     record = SourceRecord(
         repo,
         source,

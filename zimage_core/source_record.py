@@ -65,7 +65,7 @@ def read_record(folder: Path) -> SourceRecord | None:
         record = SourceRecord(**values)
         if not isinstance(record.files, dict) or not isinstance(record.complete, bool):
             raise ValueError("its values are of the wrong types")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
