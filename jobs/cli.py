@@ -13,7 +13,7 @@ from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, JobError
 
 # part of the command's contract, refused by name until the core can do them
-UNAVAILABLE_GENERATE_FLAGS = ("--lora", "--lora-scale", "--init-image", "--strength", "--image")
+UNAVAILABLE_GENERATE_FLAGS = ("--init-image", "--strength", "--image")
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -92,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
         help="auto: bfloat16 on a GPU, float32 on a CPU",
     )
     generate.add_argument("--attention", default=None, metavar="BACKEND")
+    generate.add_argument(
+        "--lora", action="append", type=Path, metavar="FILE", help="an adapter; repeatable"
+    )
+    generate.add_argument(
+        "--lora-scale",
+        action="append",
+        type=float,
+        metavar="SCALE",
+        help="its strength, default 1; one for all, or one for each --lora",
+    )
     for flag in UNAVAILABLE_GENERATE_FLAGS:
         generate.add_argument(flag, action="append", metavar="X", help="not available yet")
     generate.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")

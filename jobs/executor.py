@@ -43,7 +43,11 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every `auto` of a job, resolved once by the driver and recorded in job.json."""
+    """Every `auto` of a job, resolved once by the driver and recorded in job.json.
+
+    Args:
+        loras: content hashes of the adapters that the job declares, by name.
+    """
 
     device_type: str
     dtype: str
@@ -54,6 +58,7 @@ class Settings:
     threads_per_worker: int
     model: str
     model_fingerprint: str
+    loras: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

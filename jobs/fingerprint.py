@@ -1,7 +1,8 @@
-"""The content hash of a checkpoint, computed once on each node and not again by each worker.
+"""Content hashes of a checkpoint and of adapters.
 
-Hashing 20 GB takes longer than loading them. Files are taken for unchanged while their path, size
-and time of modification are; small checkpoints are hashed each time.
+Hashing 20 GB takes longer than loading them, so a checkpoint's is computed once on each node and
+not again by each worker. Files are taken for unchanged while their path, size and time of
+modification are; small checkpoints are hashed each time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import hashlib
 import json
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from zimage_core.loader import checkpoint_files
+from zimage_core.lora_file import lora_files, lora_fingerprint
 from zimage_core.weights import weights_fingerprint
 
 _REMEMBER_FROM = 1_000_000_000  # bytes
@@ -44,3 +47,18 @@ def node_fingerprint(model_dir: Path) -> str:
             known = weights_fingerprint(model_dir)
             file.write(known)
         return known
+
+
+def adapter_fingerprint(path: Path) -> str:
+    """`zimage_core.lora_file.lora_fingerprint`, remembered in this process.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    stats = tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in lora_files(path))
+    return _adapter_fingerprint(path, stats)
+
+
+@lru_cache(maxsize=1024)
+def _adapter_fingerprint(path: Path, _: tuple[tuple[int, int], ...]) -> str:
+    return lora_fingerprint(path)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from jobs.config import pixels_fault
 from jobs.errors import EXIT_OK, InputError, ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _SUFFIXES: dict[str, dict[str, Any]] = {
     ".png": {},
@@ -34,6 +39,7 @@ def generate_file(args: argparse.Namespace) -> int:
         fault = pixels_fault(pixels)
         if fault is not None:
             raise InputError(f"{flag}: {pixels}: {fault}")
+    loras = _loras(args.lora or [], args.lora_scale or [])
     if not args.model.is_dir():
         raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
 
@@ -59,6 +65,7 @@ def generate_file(args: argparse.Namespace) -> int:
         raise ModelError(str(error)) from error
     except ValueError as error:
         raise InputError(str(error)) from error
+    _wear(components["transformer"], loras)
     loaded = time.perf_counter()
     try:
         images = generate(
@@ -84,3 +91,42 @@ def generate_file(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return EXIT_OK
+
+
+def _loras(files: list[Path], scales: list[float]) -> list[tuple[Path, float]]:
+    """Each `--lora` with its strength."""
+    if scales and len(scales) not in (1, len(files)):
+        raise InputError(
+            f"--lora-scale: {len(scales)} given for {len(files)} --lora; allowed: one for all, or "
+            "one for each"
+        )
+    if scales and not files:
+        raise InputError(f"--lora-scale: {scales[0]:g}: no --lora is given")
+    for scale in scales:
+        if not math.isfinite(scale):
+            raise InputError(f"--lora-scale: {scale}: allowed: a finite number")
+    for file in files:
+        if files.count(file) > 1:
+            raise InputError(f"--lora: {file}: given twice")
+        if not file.is_file():
+            raise InputError(f"--lora: {file}: no such file; allowed: a .safetensors file")
+    every = scales or [1.0]
+    return list(zip(files, every if len(every) == len(files) else every * len(files), strict=True))
+
+
+def _wear(transformer: nn.Module, loras: list[tuple[Path, float]]) -> None:
+    """Put adapters into the transformer's weights, and say what they change."""
+    if not loras:
+        return
+    from zimage_core import LoraSwitcher, load_lora
+
+    try:
+        adapters = {str(file): load_lora(file, transformer) for file, _ in loras}
+        LoraSwitcher(transformer, adapters).apply({str(file): scale for file, scale in loras})
+    except ValueError as error:
+        raise InputError(f"--lora: {error}") from error
+    for file, scale in loras:
+        report = adapters[str(file)].report
+        print(f"{file} at {scale:g}: {report.words()}", file=sys.stderr)
+        for warning in report.warnings():
+            print(f"note: {file}: {warning}", file=sys.stderr)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.config import JobConfig
 from jobs.executor import Lease, Planned, Result
 from jobs.image_output import Made
-from jobs.plan import PromptError, Sample, lost_sample, make_sample, plan_batches
+from jobs.plan import PromptError, Sample, lost_sample, make_sample, plan_batches, work_order
 from prompt_generators import PromptGenerator
 
 
@@ -63,5 +63,5 @@ def plan_lease(
     lengths = caption_lengths([s.prompt for s in samples], config.sampling.max_sequence_length)
     size = 1 if lease.isolate else batch_size
     batches = plan_batches(samples, lengths, size) + [[s] for s in lost]
-    batches.sort(key=lambda batch: batch[0].index)
+    batches.sort(key=work_order)
     return LeasePlan(batches, failures)

@@ -201,7 +201,7 @@ def make_sample(
 
     Raises:
         PromptError: the generator raised, gave something that is no prompt, a size that is not
-            divisible by 16, or a LoRA that the job does not declare.
+            divisible by 16, or a LoRA twice or one that the job does not declare.
     """
     prompt_index, k = divmod(index, sampling.images_per_prompt)
     try:
@@ -221,6 +221,8 @@ def make_sample(
                 f"generate_prompt({prompt_index}): LoRA {name!r} is not declared in model.loras; "
                 f"allowed: {', '.join(loras) or 'none'}"
             )
+        if prompt.loras.count(name) > 1:
+            raise PromptError(f"generate_prompt({prompt_index}): LoRA {name!r} is named twice")
     width = prompt.width if prompt.width is not None else sampling.width
     height = prompt.height if prompt.height is not None else sampling.height
     for side, value in (("width", width), ("height", height)):
@@ -237,7 +239,7 @@ def make_sample(
         seed=seed % MAX_SEED,
         width=width,
         height=height,
-        loras=tuple(prompt.loras),
+        loras=tuple(sorted(prompt.loras)),  # their order has no part in the image
         metadata=dict(prompt.metadata),
     )
 
@@ -256,7 +258,7 @@ def plan_batches(
         batch_size: at most so many samples together.
 
     Returns:
-        Batches ordered by their first index; every sample is in exactly one.
+        Batches in the order of work; every sample is in exactly one.
     """
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample, length in zip(samples, caption_lengths, strict=True):
@@ -268,7 +270,15 @@ def plan_batches(
         for group in groups.values()
         for i in range(0, len(group), batch_size)
     ]
-    return sorted(batches, key=lambda batch: batch[0].index)
+    return sorted(batches, key=work_order)
+
+
+def work_order(batch: Sequence[Sample]) -> tuple[tuple[str, ...], int]:
+    """What the batches of a shard are sorted by: one set of LoRAs after the other, then index.
+
+    A worker changes its model's weights between two sets, which takes longer than a small batch.
+    """
+    return batch[0].loras, batch[0].index
 
 
 def lost_sample(config: JobConfig, index: int) -> Sample:

@@ -67,6 +67,7 @@ def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[st
         "to_make": resume.num_to_make,
         "resume": resume.words(),
         "model": model,
+        "loras": _loras(prepared),
         "disk": {
             "expected_bytes": bytes_expected,
             "free_bytes": free,
@@ -95,6 +96,10 @@ def format_plan(report: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"  model    {model['path']}: to be fetched from {model['repo']}")
+    for lora in report["loras"]:
+        held = lora["summary"] or "to be checked once the model is there"
+        lines.append(f"  lora     {lora['name']} at {lora['scale']:g}: {lora['path']}: {held}")
+        lines += [f"           NOTE: {warning}" for warning in lora["warnings"]]
     lines.append(f"  disk     about {file_size(disk['expected_bytes'])}{free}")
     if time is None:
         lines.append("  time     say --gpus N --device NAME for an estimate")
@@ -138,6 +143,23 @@ def _model(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def _loras(prepared: Prepared) -> list[dict[str, Any]]:
+    """The adapters that the job declares, and what their headers say."""
+    return [
+        {
+            "name": lora.name,
+            "path": str(lora.path),
+            "scale": lora.scale,
+            "fingerprint": lora.fingerprint,
+            "modules": None if lora.report is None else len(lora.report.modules),
+            "unmatched": None if lora.report is None else list(lora.report.unmatched),
+            "summary": None if lora.report is None else lora.report.words(),
+            "warnings": [] if lora.report is None else lora.report.warnings(),
+        }
+        for lora in prepared.loras.values()
+    ]
+
+
 def _prompts(prepared: Prepared) -> list[dict[str, Any]]:
     config, plan = prepared.config, prepared.plan
     prompts: list[dict[str, Any]] = []
@@ -155,6 +177,7 @@ def _prompts(prepared: Prepared) -> list[dict[str, Any]]:
                 "seed": sample.seed,
                 "width": sample.width,
                 "height": sample.height,
+                "loras": list(sample.loras),
             }
         )
     return prompts

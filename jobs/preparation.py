@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jobs.commits import FOLDER, Listing
 from jobs.config import JobConfig
 from jobs.errors import FingerprintError, InputError
+from jobs.loras import DeclaredLora, declared_loras, lora_changes
 from jobs.plan import MAX_SEED, JobPlan, job_generator, new_plan, num_prompts
 from jobs.record import PATH, JobRecord, check_record, prompt_source, read_record
 from jobs.resume import Resume, changed_samples, retry_failed
@@ -43,6 +45,7 @@ class Prepared:
     storage: Storage
     record: JobRecord | None
     resume: Resume
+    loras: Mapping[str, DeclaredLora] = field(default_factory=dict)
 
     @property
     def plan(self) -> JobPlan:
@@ -60,7 +63,7 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
     """Check everything that needs no worker, and find out what there is to do.
 
     Raises:
-        InputError: a table, generator or key that does not fit.
+        InputError: a table, generator, adapter or key that does not fit.
         FingerprintError: the output belongs to another job, or its prompts changed.
         StorageError: the output cannot be read.
     """
@@ -76,6 +79,7 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
         )
     if options.limit is not None:
         stop = min(stop, start + options.limit)
+    loras = declared_loras(config)
     storage = Storage(output_uri(config, options.limit), create=create)
     record = read_record(storage)
     if record is None and any(name.endswith(".parquet") for name in storage.names(FOLDER)):
@@ -91,14 +95,14 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
     else:
         if options.limit is not None:
             stop = max(stop, record.plan.stop)  # a dry run never forgets what it has made
-        check_record(storage, record, config, stop)
+        check_record(storage, record, config, stop, lora_changes(record, config, loras, listing))
         plan = record.plan.extended_to(stop, config.output.shard_size)
     resume = Resume(plan, listing)
     if record is not None:
         resume.changed = _changes(config, generator, storage, record, resume, options)
     if options.retry_failed:
         resume.retry = retry_failed(plan, listing)
-    return Prepared(config, generator, storage, record, resume)
+    return Prepared(config, generator, storage, record, resume, loras)
 
 
 def _changes(

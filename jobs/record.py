@@ -156,6 +156,7 @@ _FREE = {
     "run.stall_timeout",
     "run.max_failure_rate",
     # pinned by content instead
+    "model.loras",
     "model.path",
     "model.repo",
     "model.source",
@@ -195,16 +196,23 @@ def refused_changes(record: JobRecord, config: JobConfig) -> list[str]:
     return changes
 
 
-def check_record(storage: Storage, record: JobRecord, config: JobConfig, stop: int) -> None:
+def check_record(
+    storage: Storage,
+    record: JobRecord,
+    config: JobConfig,
+    stop: int,
+    further_changes: Iterable[str] = (),
+) -> None:
     """Refuse what would mix two jobs in one output.
 
     Args:
         stop: one past the last sample index that the job asks for now.
+        further_changes: found by others, a line each.
 
     Raises:
         FingerprintError: naming every field that changed.
     """
-    changes = refused_changes(record, config)
+    changes = [*refused_changes(record, config), *further_changes]
     if stop < record.plan.stop:
         per = config.sampling.images_per_prompt
         changes.append(

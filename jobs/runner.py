@@ -56,6 +56,9 @@ def run_job(config: JobConfig, options: RunOptions) -> int:
     prepared = prepare(config, options, create=True)
     storage, resume = prepared.storage, prepared.resume
     _say(f"{storage.uri}: {resume.words()}")
+    for lora in prepared.loras.values():
+        for warning in lora.warnings:
+            _say(f"note: {warning}")
     if prepared.record is not None:
         for change in version_changes(prepared.record):
             _say(f"note: {change} since this output was begun; bytes may differ")
@@ -142,13 +145,14 @@ def _fix_plan(
     """Write job.json: the resolved job, or the old one with a further extent."""
     config, storage = prepared.config, prepared.storage
     record = prepared.record
+    loras = {name: lora.fingerprint for name, lora in prepared.loras.items()}
     if record is None:
-        settings = resolve(config, info, fingerprint)
+        settings = resolve(config, info, fingerprint, loras)
         source = prompt_source(config)
         record = new_record(config, settings, source, prepared.plan, options.command)
     else:
         check_weights(storage, record, fingerprint)
-        settings = record.settings
+        settings = replace(record.settings, loras=loras)
         if settings.device_type != info.device_type:
             _say(
                 f"note: this output was begun on {settings.device_type}, going on on "

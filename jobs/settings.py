@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from jobs.config import JobConfig
 from jobs.errors import InputError
@@ -19,11 +20,6 @@ def refuse_unavailable(config: JobConfig) -> None:
             f"{config.place('output.layout')}: {config.output.layout!r} is not available yet; "
             "allowed: 'files'"
         )
-    if config.model.loras:
-        raise InputError(
-            f"{config.place('model.loras')}: {', '.join(config.model.loras)}: LoRA adapters are "
-            "not available yet; allowed: {}"
-        )
     if config.model.offload not in ("auto", "none"):
         raise InputError(
             f"{config.place('model.offload')}: {config.model.offload!r} is not available yet; "
@@ -31,8 +27,15 @@ def refuse_unavailable(config: JobConfig) -> None:
         )
 
 
-def resolve(config: JobConfig, info: WorkerInfo, fingerprint: str) -> Settings:
-    """Resolve every `auto`, from the job and the kind of device alone: never from their number."""
+def resolve(
+    config: JobConfig, info: WorkerInfo, fingerprint: str, loras: Mapping[str, str]
+) -> Settings:
+    """Resolve every `auto`, from the job and the kind of device alone: never from their number.
+
+    Args:
+        fingerprint: of the model's weights.
+        loras: fingerprints of the job's adapters, by name.
+    """
     model, sampling = config.model, config.sampling
     dtype = model.dtype
     if dtype == "auto":
@@ -55,4 +58,5 @@ def resolve(config: JobConfig, info: WorkerInfo, fingerprint: str) -> Settings:
         threads_per_worker=config.run.threads_per_worker,
         model=model.repo or model.folder.name,
         model_fingerprint=fingerprint,
+        loras=dict(loras),
     )

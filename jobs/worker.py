@@ -2,7 +2,8 @@
 
 A plain class that knows nothing of Ray. All model work is done on the thread that calls `run`;
 encoding to PNG, hashing and writing go to a small pool, so that they overlap with the next batch.
-What happens to a batch here, in order: encode its prompts, denoise, decode, to uint8, write.
+What happens to a batch here, in order: encode its prompts, put its LoRAs into the weights, denoise,
+decode, to uint8, write.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from jobs.executor import (
 from jobs.fingerprint import node_fingerprint
 from jobs.image_output import ImageOutput, Made, fault_of
 from jobs.lease_plan import plan_lease
+from jobs.loras import load_loras
 from jobs.manifest import BatchMode
 from jobs.plan import Sample, job_generator
 from jobs.storage import Storage
@@ -47,6 +49,7 @@ from jobs.writers import Pixels
 from prompt_generators import PromptGenerator
 from zimage_core import (
     AttentionBackendError,
+    LoraSwitcher,
     ZImagePipeline,
     ensure_model_weights,
     load_from_local_dir,
@@ -73,6 +76,7 @@ class GenerationWorker:
         self._steps = 0
         self._draining = threading.Event()
         self._pipeline: ZImagePipeline | None = None
+        self._loras: LoraSwitcher | None = None
         self._generator: PromptGenerator | None = None
         self._settings: Settings | None = None
         self._images = ImageOutput(self.storage, self.config)
@@ -94,8 +98,10 @@ class GenerationWorker:
         """Load model and generator, and see that the output is the driver's.
 
         Raises:
-            ModelError: the checkpoint cannot be loaded, or is another than the driver's.
-            InputError: the attention backend cannot run here, or the generator cannot be made.
+            ModelError: the checkpoint or an adapter cannot be loaded, or is another than the
+                driver's.
+            InputError: the attention backend cannot run here, an adapter does not fit the model,
+                or the generator cannot be made.
             StorageError: this node does not see the driver's output.
         """
         started = time.perf_counter()
@@ -128,6 +134,7 @@ class GenerationWorker:
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ModelError(f"the model cannot be loaded: {error}") from error
         self._pipeline = ZImagePipeline(**components)
+        self._loras = load_loras(self.config, self._pipeline.transformer, settings.loras)
         self._generator = job_generator(self.config, self.spec.working_dir)
         self.log.write(
             f"loaded {path} ({settings.dtype}, attention {settings.attention}) on {device} "
@@ -257,6 +264,7 @@ class GenerationWorker:
                 [s.negative_prompt for s in batch],
                 max_sequence_length=sampling.max_sequence_length,
             )
+        self._wear(first.loras)
         self._steps += 1
         latents = pipeline.denoise(
             prompts,
@@ -275,6 +283,15 @@ class GenerationWorker:
         finite = torch.isfinite(images).flatten(1).all(1).tolist()
         pixels = to_uint8(torch.nan_to_num(images))
         return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
+
+    def _wear(self, names: Sequence[str]) -> None:
+        """Put a batch's adapters into the weights, and take those of the last one out."""
+        started = time.perf_counter()
+        assert self._loras is not None
+        scales = {name: self.config.model.loras[name].scale for name in names}
+        if self._loras.apply(scales):
+            seconds = time.perf_counter() - started
+            self.log.write(f"LoRAs {', '.join(names) or 'none'} put in, in {seconds:.2f} s")
 
     def _finish(
         self, entry: tuple[list[Future[Result] | Result], int], wanted: set[int]

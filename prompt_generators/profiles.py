@@ -14,7 +14,7 @@ from typing import TypedDict
 from prompt_generators.base import INT64_MAX, ProfileError, Prompt, Scalar
 from prompt_generators.spreadsheet import Grid, read_grid
 
-RESERVED_COLUMNS = ("seed", "width", "height", "negative_prompt")
+RESERVED_COLUMNS = ("seed", "width", "height", "negative_prompt", "loras")
 """Columns that set the prompt's own fields instead of its text, in every built-in generator."""
 
 SIZE_MULTIPLE = 16  # pixels; the model's patches are 2 x 2 latents of 8 x 8 pixels
@@ -27,6 +27,7 @@ class PromptFields(TypedDict, total=False):
     width: int | None
     height: int | None
     negative_text: str | None
+    loras: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Profiles:
         """What the reserved columns say; `seed` and `negative` name the columns to read.
 
         Raises:
-            ProfileError: a cell that cannot be a seed, a size or a negative prompt.
+            ProfileError: a cell that cannot be a seed, a size, a negative prompt or names of LoRAs.
         """
         width, height = self._side(row, "width"), self._side(row, "height")
         if (width is None) != (height is None):
@@ -134,7 +135,22 @@ class Profiles:
             "width": width,
             "height": height,
             "negative_text": self.text_cell(row, negative),
+            "loras": self._loras(row),
         }
+
+    def _loras(self, row: int) -> tuple[str, ...]:
+        cell = self.text_cell(row, "loras")
+        if cell is None:
+            return ()
+        names = tuple(name.strip() for name in cell.split(","))
+        if not all(names):
+            raise self.error(
+                "a name is empty",
+                row=row,
+                column="loras",
+                allowed="names of the job's model.loras, separated by commas",
+            )
+        return names
 
     def _side(self, row: int, column: str) -> int | None:
         side = self.int_cell(row, column, SIZE_MULTIPLE, 2**16)

@@ -83,21 +83,24 @@ def open_lora(path: Path | str) -> LoraFile:
     return LoraFile(path, shapes, read_config(path, metadata))
 
 
+def lora_files(path: Path | str) -> list[Path]:
+    """List the files that loading an adapter reads: PEFT's own has its config beside it."""
+    path = Path(path)
+    return [path, path.with_name(PEFT_CONFIG)] if path.name == PEFT_FILE else [path]
+
+
 def lora_fingerprint(path: Path | str) -> str:
     """Hash what loading an adapter reads: `sha256:` and hex.
 
-    The hash is the file's own, or for PEFT's `adapter_model.safetensors` one over its hash and that
-    of the config beside it.
+    The hash is the file's own; where there is a config beside it, one over the hashes of both.
 
     Raises:
         OSError: a file cannot be read.
     """
-    path = Path(path)
-    digest = _sha256(path)
-    config = path.with_name(PEFT_CONFIG)
-    if path.name == PEFT_FILE and config.is_file():
-        digest = hashlib.sha256(f"{digest} {_sha256(config)}".encode()).hexdigest()
-    return f"sha256:{digest}"
+    digests = [_sha256(file) for file in lora_files(path)]
+    if len(digests) > 1:
+        digests = [hashlib.sha256(" ".join(digests).encode()).hexdigest()]
+    return f"sha256:{digests[0]}"
 
 
 def _sha256(path: Path) -> str:

@@ -52,13 +52,16 @@ class LoraSwitcher:
                 self._check_mergeable(name, parameter)
 
     @torch.no_grad()
-    def apply(self, scales: Mapping[str, float]) -> None:
+    def apply(self, scales: Mapping[str, float]) -> bool:
         """Wear these adapters and no others; an empty mapping is the model itself.
 
         The order of the names has no part in the result. What is the same as before costs nothing.
 
         Args:
             scales: by name of the adapter, its strength; 0 is as good as not named.
+
+        Returns:
+            Whether any weight was written.
 
         Raises:
             ValueError: a name that is none of `adapters`, or a scale that is no finite number.
@@ -73,14 +76,13 @@ class LoraSwitcher:
         for name in sorted(name for name, scale in scales.items() if scale != 0):
             for parameter in self.adapters[name].parameters:
                 wanted.setdefault(parameter, []).append((name, float(scales[name])))
-        for parameter in [p for p in self._worn if p not in wanted]:
-            self._wear(parameter, ())
-        for parameter, adapters in wanted.items():
-            self._wear(parameter, tuple(adapters))
+        wanted |= {parameter: [] for parameter in self._worn if parameter not in wanted}
+        changed = [name for name, new in wanted.items() if self._worn.get(name, ()) != tuple(new)]
+        for parameter in changed:
+            self._wear(parameter, tuple(wanted[parameter]))
+        return bool(changed)
 
     def _wear(self, name: str, adapters: tuple[tuple[str, float], ...]) -> None:
-        if self._worn.get(name, ()) == adapters:
-            return
         parameter = self._model.get_parameter(name)
         pristine = self._pristine.get(name)
         if pristine is None:

@@ -33,6 +33,13 @@ def test_columns_by_option(write):
     assert (prompt.text, prompt.negative_text, prompt.seed) == ("a cat", "blurry", 5)
 
 
+def test_adapters_by_name(write):
+    path = write('prompt,loras\nx,ink\ny,\nz,"ink , pixel"\n')
+    generator = make_generator("table", profiles=path)
+    loras = [generator.generate_prompt(i).loras for i in range(3)]
+    assert loras == [("ink",), (), ("ink", "pixel")]
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
@@ -42,6 +49,8 @@ def test_columns_by_option(write):
         ("prompt\nx\n", {"seed_column": "s"}, "option seed_column uses it"),
         ("prompt,b\nx,1\n,2\n", {}, "row 3, column 'prompt': the prompt is empty"),
         ("prompt\n3\n4\n", {}, "row 2, column 'prompt': not text but of type int, got 3"),
+        ('prompt,loras\nx,"ink,,b"\n', {}, "row 2, column 'loras': a name is empty.*model.loras"),
+        ("prompt,loras\nx,7\n", {}, "row 2, column 'loras': not text but of type int, got 7"),
         ("prompt,seed\nx,1\ny,z\n", {}, "row 3, column 'seed': not a whole number.*got 'z'"),
     ],
 )
