@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs import weights_convert
 from jobs.errors import EXIT_DIFFERENCE, EXIT_OK, InputError, ModelError
 from jobs.quantities import counted, file_size
 
@@ -57,6 +58,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--manifest", metavar="FILE", type=Path, help="default: of its download, or a shipped one"
     )
     verify.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    weights_convert.add_arguments(
+        _verb(verbs, "convert", weights_convert.convert, "write single files as a folder")
+    )
 
 
 def run(args: argparse.Namespace) -> int:

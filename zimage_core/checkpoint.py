@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zimage_core.component import KINDS, Component, Kind, open_component
+from zimage_core.component import Component, open_component
 from zimage_core.config import (
     AutoencoderConfig,
     CheckpointError,
@@ -24,6 +24,7 @@ from zimage_core.config import (
     read_json,
     read_json_object,
 )
+from zimage_core.model_kind import KINDS, Kind
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
 from zimage_core.weight_files import (
     find_weight_files,
@@ -89,6 +90,14 @@ class Source(NamedTuple):
     def is_published(self) -> bool:
         """Whether the configuration is the published one, for want of another."""
         return self.config.parent == PUBLISHED
+
+    @property
+    def note(self) -> str:
+        """What a user should know where the configuration is the published one."""
+        return (
+            f"{self.file}: no {self.kind.name}/config.json is given beside it: the published "
+            "configuration of Z-Image is used, and all shapes agree with it"
+        )
 
     def read_config(self) -> Any:
         """Read the configuration. Raises `CheckpointError`."""
@@ -198,12 +207,7 @@ def open_checkpoint(
     problems += _misfits(sources, configs)
     refuse_all(problems)
     notes = [note for component in components.values() for note in component.notes]
-    notes += [
-        f"{source.file}: no {name}/config.json in {root}: the published configuration of Z-Image "
-        "is used, and all shapes agree with it"
-        for name, source in sources.items()
-        if source is not None and source.is_published
-    ]
+    notes += [source.note for source in sources.values() if source and source.is_published]
     return Checkpoint(
         configs["transformer"],
         configs["vae"],

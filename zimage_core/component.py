@@ -7,114 +7,24 @@ and none may be left over but those that are known to be of no use.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from zimage_core.autoencoder import AutoencoderKL
-from zimage_core.config import (
-    AutoencoderConfig,
-    CheckpointError,
-    TextEncoderConfig,
-    TransformerConfig,
-)
+from zimage_core.config import CheckpointError
+from zimage_core.empty_module import make_empty
 from zimage_core.fp8 import attach_scales
-from zimage_core.key_maps import (
-    Layout,
-    Place,
-    comfy_transformer,
-    diffusers,
-    ldm_autoencoder,
-    llama_cpp_qwen3,
-)
-from zimage_core.recognition import describe, unsupported_format
+from zimage_core.key_maps import Layout, Place, diffusers
+from zimage_core.model_kind import KINDS, Kind
+from zimage_core.recognition import describe, refuse_unsupported
 from zimage_core.stored_tensor import Shape, StoredTensor, Weight
-from zimage_core.text_encoder import TextEncoder, full_model_shapes, text_encoder_shapes
-from zimage_core.transformer import ZImageTransformer2DModel
+from zimage_core.text_encoder import full_model_shapes, text_encoder_shapes
 from zimage_core.weight_files import WeightFiles, refuse_all
 
-
-class Kind(NamedTuple):
-    """A kind of model that a checkpoint has.
-
-    Attributes:
-        name: its folder, and its name in `model_index.json`.
-        words: what a message calls it.
-        stem: file name of its weights in a folder, without ending.
-        model: its class.
-        config: class of its configuration.
-        layouts: ways to name its tensors.
-        folder_prefixes: what a folder's files may put before every name.
-        file_prefixes: what a single file may.
-        shared_prefixes: how its names begin in a file that holds several models.
-    """
-
-    name: str
-    words: str
-    stem: str
-    model: type[nn.Module]
-    config: Any
-    layouts: Callable[[Any], tuple[Layout, ...]]
-    folder_prefixes: tuple[str, ...]
-    file_prefixes: tuple[str, ...]
-    shared_prefixes: tuple[str, ...]
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            name="transformer",
-            words="transformer",
-            stem="diffusion_pytorch_model",
-            model=ZImageTransformer2DModel,
-            config=TransformerConfig,
-            layouts=lambda config: (diffusers, comfy_transformer),
-            folder_prefixes=("",),
-            file_prefixes=(
-                "",
-                "model.diffusion_model.",
-                "diffusion_model.",
-                "transformer.",
-                "model.",
-            ),
-            shared_prefixes=("model.diffusion_model.",),
-        ),
-        Kind(
-            name="vae",
-            words="autoencoder",
-            stem="diffusion_pytorch_model",
-            model=AutoencoderKL,
-            config=AutoencoderConfig,
-            layouts=lambda config: (diffusers, ldm_autoencoder(len(config.block_out_channels))),
-            folder_prefixes=("",),
-            file_prefixes=("", "vae.", "first_stage_model."),
-            shared_prefixes=("vae.", "first_stage_model."),
-        ),
-        Kind(
-            name="text_encoder",
-            words="text encoder",
-            stem="model",
-            model=TextEncoder,
-            config=TextEncoderConfig,
-            layouts=lambda config: (diffusers, llama_cpp_qwen3),
-            # Published as the causal model (`model.layers...`), saved by others without the prefix.
-            folder_prefixes=("model.", ""),
-            file_prefixes=(
-                *("model.", ""),
-                *("text_encoders.qwen3_4b.transformer.model.", "text_encoders.qwen3_4b.model."),
-                *("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_4b."),
-            ),
-            shared_prefixes=("text_encoders.",),
-        ),
-    )
-}
 _TEXT_ARCHITECTURE = "qwen3"
 
 
@@ -158,7 +68,7 @@ def open_component(
         CheckpointError: the file holds another model, or a format that is not supported; a tensor
             is missing, unexpected, mis-shaped or of a type that is no number.
     """
-    make_module = partial(_make_empty, kind.model, config)
+    make_module = partial(make_empty, kind.model, config)
     expected, unused = _shapes(kind, config, make_module)
     file = files.files[-1]
     prefix, layouts = _find_layout(kind, config, files, expected, single_file)
@@ -170,7 +80,7 @@ def open_component(
         for name, tensor in files.tensors.items()
         if not (single_file and name.startswith(others))
     }
-    _refuse_unsupported(file, own)
+    refuse_unsupported(file, own)
     tensors = attach_scales(own, files.metadata, prefixes=(prefix,), others=others)
 
     names = set(tensors)
@@ -210,50 +120,61 @@ def _shapes(
     return expected, {key: shape for key, shape in full.items() if key not in expected}
 
 
+def holds_model(kind: Kind, config: Any, files: WeightFiles) -> bool:
+    """Whether a single file seems to hold a model: half of the names must be known.
+
+    With more or fewer layers than the configuration has they still are.
+    """
+    expected, _ = _shapes(kind, config, partial(make_empty, kind.model, config))
+    layouts = kind.layouts(config)
+    prefix = _find_prefix(kind.file_prefixes, layouts, files, expected)
+    present = sum(name.startswith(prefix) for name in files.tensors)
+    known = _count(prefix, layouts, files, expected)
+    return known > 0 and 2 * known >= min(present, len(expected))
+
+
 def _find_layout(
     kind: Kind, config: Any, files: WeightFiles, expected: Mapping[str, Shape], single_file: bool
 ) -> tuple[str, tuple[Layout, ...]]:
     """The prefix that the files put before names, and the layouts, the most fitting one first."""
     layouts = kind.layouts(config) if single_file else (diffusers,)
     prefixes = kind.file_prefixes if single_file else kind.folder_prefixes
-
-    def count(prefix: str, among: tuple[Layout, ...]) -> int:
-        return sum(
-            any(prefix + layout(key).name in files.tensors for layout in among) for key in expected
-        )
-
-    prefix = max(prefixes, key=lambda prefix: count(prefix, layouts))
     file = files.files[-1]
-    # Half of the names must be known: with more or fewer layers, they still are.
-    present = sum(name.startswith(prefix) for name in files.tensors)
-    if single_file and 2 * count(prefix, layouts) < max(1, min(present, len(expected))):
-        _refuse_unsupported(file, files.tensors)
+    if single_file and not holds_model(kind, config, files):
+        refuse_unsupported(file, files.tensors)
         raise CheckpointError(
             f"{file}: holds no {kind.words} of Z-Image; by its tensors it is "
             f"{describe(files.tensors)}"
         )
     architecture = files.metadata.get("general.architecture")
     # Qwen3-VL has the same shapes and other weights.
-    if (
-        kind.name == "text_encoder"
-        and file.suffix == ".gguf"
-        and architecture != _TEXT_ARCHITECTURE
-    ):
+    of_gguf = "general.architecture" in files.metadata or file.suffix == ".gguf"
+    if kind.name == "text_encoder" and of_gguf and architecture != _TEXT_ARCHITECTURE:
         raise CheckpointError(
             f"{file}: general.architecture is {architecture!r}; allowed for a text encoder: "
             f"{_TEXT_ARCHITECTURE!r}"
         )
-    return prefix, tuple(sorted(layouts, key=lambda layout: -count(prefix, (layout,))))
+    prefix = _find_prefix(prefixes, layouts, files, expected)
+    return prefix, tuple(
+        sorted(layouts, key=lambda layout: -_count(prefix, (layout,), files, expected))
+    )
 
 
-def _refuse_unsupported(file: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    found = unsupported_format(tensors)
-    if found is not None:
-        format_name, name = found
-        raise CheckpointError(
-            f"{file}: is quantised with {format_name}, which is not supported: it holds tensor "
-            f"{name!r}"
-        )
+def _find_prefix(
+    prefixes: Sequence[str],
+    layouts: tuple[Layout, ...],
+    files: WeightFiles,
+    expected: Mapping[str, Shape],
+) -> str:
+    return max(prefixes, key=lambda prefix: _count(prefix, layouts, files, expected))
+
+
+def _count(
+    prefix: str, layouts: tuple[Layout, ...], files: WeightFiles, expected: Mapping[str, Shape]
+) -> int:
+    """How many keys the files hold under a prefix, in any of some layouts."""
+    names = files.tensors
+    return sum(any(prefix + layout(key).name in names for layout in layouts) for key in expected)
 
 
 def _place(key: str, prefix: str, layouts: tuple[Layout, ...], names: set[str]) -> Place:
@@ -334,20 +255,3 @@ def _left_over(
             text = f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}, but "
             problems[f"{text}{asked_by} asks for {list(shape)}"] = None
     return notes
-
-
-def _make_empty(model: type[nn.Module], config: Any) -> nn.Module:
-    with torch.device("meta"), _NoInitialisation():
-        return model(config)
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Leave out random initialisation: on the meta device it does nothing, but its first use
-    imports a second's worth of torch.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)

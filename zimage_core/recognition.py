@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
+
+from zimage_core.config import CheckpointError
 
 # Tensors that only these formats have. Their numbers need code that is not here.
 _UNSUPPORTED = (
@@ -31,14 +34,20 @@ _OTHERS = (
 )
 
 
-def unsupported_format(names: Iterable[str]) -> tuple[str, str] | None:
-    """Name the quantisation that a file's tensors give away, and the tensor; None if none does."""
+def refuse_unsupported(file: Path, names: Iterable[str]) -> None:
+    """Refuse a file whose tensors give away a quantisation that is not supported.
+
+    Raises:
+        CheckpointError: naming the format and the tensor.
+    """
     found = list(names)
     for format_name, pattern in _UNSUPPORTED:
         for name in found:
             if pattern.search(name):
-                return format_name, name
-    return None
+                raise CheckpointError(
+                    f"{file}: is quantised with {format_name}, which is not supported: it holds "
+                    f"tensor {name!r}"
+                )
 
 
 def describe(names: Iterable[str]) -> str:

@@ -8,15 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zimage_core.checkpoint import PUBLISHED
+from zimage_core.checkpoint import PUBLISHED, find_source
 from zimage_core.config import (
     AutoencoderConfig,
     CheckpointError,
     TextEncoderConfig,
     TransformerConfig,
 )
+from zimage_core.empty_module import make_empty
 from zimage_core.loader import check_checkpoint, checkpoint_files, load_from_local_dir
+from zimage_core.model_kind import KINDS
+from zimage_core.stored_tensor import WeightReader
+from zimage_core.text_encoder import full_model_shapes
 from zimage_core.tiny.make import make_checkpoint
+from zimage_core.transformer import ZImageTransformer2DModel
 
 SMALL = {"layers": 2, "text_layers": 3, "vocab_size": 320, "vae_channels": (8, 8, 16, 16)}
 MODELS = ("transformer", "vae", "text_encoder")
@@ -308,9 +313,6 @@ def test_truncated_and_missing_file(base, origin, tmp_path):
 
 def test_file_that_shrinks_between_check_and_read(origin, tmp_path):
     """Reading on would end the process with a bus error."""
-    from zimage_core.checkpoint import KINDS, find_source
-    from zimage_core.stored_tensor import WeightReader
-
     path = foreign.save(foreign.transformer_state(origin), tmp_path / "t.safetensors")
     source = find_source(KINDS["transformer"], origin, path)
     weights = source.open(source.read_config()).weights
@@ -354,17 +356,12 @@ def test_published_configurations_are_those_of_the_papers_model():
         30,
         (1536, 512, 512),
     )
-    from zimage_core.component import _make_empty
-    from zimage_core.transformer import ZImageTransformer2DModel
-
-    state = _make_empty(ZImageTransformer2DModel, transformer).state_dict()
+    state = make_empty(ZImageTransformer2DModel, transformer).state_dict()
     # The size of the published shards and of their index.
     assert sum(tensor.numel() for tensor in state.values()) == 6_154_908_736
     assert len(state) == 521
     vae = AutoencoderConfig.from_json(PUBLISHED / "vae.json")
     assert (vae.scaling_factor, vae.shift_factor) == (0.3611, 0.1159)
-    from zimage_core.text_encoder import full_model_shapes
-
     text = TextEncoderConfig.from_json(PUBLISHED / "text_encoder.json")
     sizes = [torch.Size(shape).numel() for shape in full_model_shapes(text).values()]
     assert sum(sizes) == 4_022_468_096
