@@ -20,7 +20,6 @@ from jobs.record import JobRecord
 if TYPE_CHECKING:
     from torch import nn
 
-    from zimage_core.config import TransformerConfig
     from zimage_core.lora import LoraReport, LoraSwitcher
 
 
@@ -59,7 +58,7 @@ def declared_loras(config: JobConfig) -> dict[str, DeclaredLora]:
     from zimage_core.lora import check_lora
     from zimage_core.lora_file import open_lora
 
-    model = _transformer_config(config)
+    model = _empty_transformer(config)
     found: dict[str, DeclaredLora] = {}
     for name, lora in config.model.loras.items():
         try:
@@ -75,11 +74,12 @@ def declared_loras(config: JobConfig) -> dict[str, DeclaredLora]:
     return found
 
 
-def _transformer_config(config: JobConfig) -> TransformerConfig | None:
+def _empty_transformer(config: JobConfig) -> nn.Module | None:
     from zimage_core.loader import check_checkpoint
+    from zimage_core.lora import empty_transformer
 
     try:
-        return check_checkpoint(config.model.folder).transformer
+        return empty_transformer(check_checkpoint(config.model.folder).transformer)
     except (ValueError, OSError):
         return None  # not fetched yet, or broken, which is told by whoever loads the model
 

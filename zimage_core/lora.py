@@ -33,7 +33,14 @@ from zimage_core.lora_names import ModuleNames, is_of_text_encoder
 from zimage_core.lora_switcher import LoraSwitcher, unwrapped
 from zimage_core.transformer import ZImageTransformer2DModel
 
-__all__ = ["LoraAdapter", "LoraReport", "LoraSwitcher", "check_lora", "load_lora"]
+__all__ = [
+    "LoraAdapter",
+    "LoraReport",
+    "LoraSwitcher",
+    "check_lora",
+    "empty_transformer",
+    "load_lora",
+]
 
 _KIND_NAMES = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "diff": "diff", "bias": "diff"}
 _SHOWN_KEYS = 3
@@ -144,21 +151,24 @@ def load_lora(path: Path | str, transformer: nn.Module) -> LoraAdapter:
     return LoraAdapter(_report(file, names, resolved), changes)
 
 
-def check_lora(path: Path | str, model: TransformerConfig | nn.Module) -> LoraReport:
+def check_lora(path: Path | str, transformer: nn.Module) -> LoraReport:
     """Check all that `load_lora` checks but the values, from headers alone.
 
     Args:
         path: as for `load_lora`.
-        model: the transformer or its configuration.
+        transformer: as for `load_lora`; `empty_transformer` will do.
 
     Raises:
         CheckpointError: see `load_lora`.
     """
-    if isinstance(model, TransformerConfig):
-        with torch.device("meta"):
-            model = ZImageTransformer2DModel(model)
-    file, names = open_lora(path), ModuleNames(unwrapped(model))
+    file, names = open_lora(path), ModuleNames(unwrapped(transformer))
     return _report(file, names, resolve(file, names))
+
+
+def empty_transformer(config: TransformerConfig) -> ZImageTransformer2DModel:
+    """Make a transformer without weights, on the meta device: names and shapes for `check_lora`."""
+    with torch.device("meta"):
+        return ZImageTransformer2DModel(config)
 
 
 def _changes(

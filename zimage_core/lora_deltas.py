@@ -186,8 +186,8 @@ def misfit(kind: str, shapes: Mapping[str, Shape], target: Shape) -> tuple[str, 
         part = next(iter(shapes))
         return part, f"is {kind}, but the weight has shape {list(target)} and takes .diff alone"
     for part, shape in shapes.items():
-        if len(shape) != 2 and part not in ("alpha", "dora", "up_bias", "diff_bias"):
-            return part, "must be a matrix"
+        if len(shape) != 2 or 0 in shape:
+            return part, "must be a matrix, and not an empty one"
     if kind == "lokr":
         return _lokr_misfit(shapes, target)
     rank = rank_of(kind, shapes)

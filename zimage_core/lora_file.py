@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = ("F32", "F16", "BF16", "F64")
+_ALPHA_DTYPES = (*_DTYPES, "I64", "I32")  # an alpha that was given as a whole number
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ def open_lora(path: Path | str) -> LoraFile:
             metadata = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118  # it is no mapping
                 stored = file.get_slice(key)
-                if stored.get_dtype() not in _DTYPES:
+                allowed = _ALPHA_DTYPES if key.endswith(".alpha") else _DTYPES
+                if stored.get_dtype() not in allowed:
                     raise CheckpointError(
                         f"{path}: tensor {key!r} is stored as {stored.get_dtype()}; allowed: "
-                        f"{', '.join(_DTYPES)}"
+                        f"{', '.join(allowed)}"
                     )
                 shapes[key] = tuple(stored.get_shape())
     except (SafetensorError, OSError) as error:

@@ -30,19 +30,31 @@ class LoraSwitcher:
 
     A weight becomes `W + sum(scale * delta)`, computed in float32 from the model's own W and
     rounded once to the weight's dtype. It is written into the parameter that is there, so that
-    compiled code goes on working. W is kept in main memory from the first time on that an adapter
-    changes it, so that taking adapters out gives back the very same bits, and changing from one to
-    another needs no file: this costs as much main memory as the weights that are changed.
+    compiled code goes on working. W is kept from the first time on that an adapter changes it, so
+    that taking adapters out gives back the very same bits, and changing from one to another needs
+    no file: this costs as much memory as the weights that are changed.
 
     A model has one switcher, and nobody else changes its weights meanwhile.
 
     Args:
         model: the transformer, without adapters.
         adapters: by name.
+        keep_on: where W is kept: main memory, or the GPU where it has room to spare and adapters
+            change often.
+
+    Raises:
+        ValueError: a weight that an adapter changes is quantised.
     """
 
-    def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: Mapping[str, Adapter],
+        *,
+        keep_on: torch.device | str = "cpu",
+    ) -> None:
         self.adapters = dict(adapters)
+        self._keep_on = keep_on
         self._model = unwrapped(model)
         self._pristine: dict[str, Tensor] = {}
         # What is in each changed parameter; absent: W itself, None: not known, after an error.
@@ -86,7 +98,7 @@ class LoraSwitcher:
         parameter = self._model.get_parameter(name)
         pristine = self._pristine.get(name)
         if pristine is None:
-            pristine = self._pristine[name] = parameter.detach().to("cpu", copy=True)
+            pristine = self._pristine[name] = parameter.detach().to(self._keep_on, copy=True)
         assert pristine.dtype == parameter.dtype, "a model keeps its dtype under a switcher"
         weight = pristine.to(parameter.device)
         if adapters:

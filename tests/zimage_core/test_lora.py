@@ -20,10 +20,10 @@ from lora_files import (
     with_parts,
     write,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zimage_core.lora import check_lora, load_lora
+from zimage_core.lora import check_lora, empty_transformer, load_lora
 from zimage_core.transformer import ZImageTransformer2DModel
 
 ATTENTION = tuple(m for m in MODULES if ".attention." in m)
@@ -46,7 +46,7 @@ def check_deltas(
         found = adapter.delta(f"{module}.weight", weight)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, delta, rtol=1e-5, atol=1e-6 * float(delta.abs().max()))
-    assert check_lora(path, CONFIG) == adapter.report
+    assert check_lora(path, empty_transformer(CONFIG)) == adapter.report
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -127,6 +127,14 @@ def test_half_precision_files_are_computed_in_float32(
     pair = pairs[Q]
     expected = pair.up.to(dtype).float() @ pair.down.to(dtype).float()
     check_deltas(path, model, {Q: expected})
+
+
+def test_an_alpha_given_as_a_whole_number(model: ZImageTransformer2DModel, tmp_path: Path) -> None:
+    pairs = train(model, [Q], alpha=6.0)
+    tensors = FORMATS["kohya, musubi-tuner"][0](pairs)
+    path = tmp_path / "lora.safetensors"
+    save_file({k: t.long() if t.ndim == 0 else t for k, t in tensors.items()}, path)
+    check_deltas(path, model, {Q: pairs[Q].delta})
 
 
 # Strengths that PEFT and diffusers write beside the tensors.

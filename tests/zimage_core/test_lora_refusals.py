@@ -71,6 +71,10 @@ BAD: dict[str, tuple[dict[str, Tensor], list[str]]] = {
         lora(UP, DOWN, "layers.0.attention.qkv"),
         ["layers.0.attention.to_q and layers.0.attention.to_k and", "must be [144, 2]"],
     ),
+    "no rank": (
+        lora(torch.ones(48, 0), torch.ones(0, 48)),
+        ["lora_A.weight' has shape [0, 48]", "must be a matrix, and not an empty one"],
+    ),
     "no partner": ({f"{Q}.lora_A.weight": DOWN}, [f"'{Q}.lora_A.weight' lacks its partner, up"]),
     "half a LoKr": ({f"{Q}.lokr_w1": W1}, ["lacks its partner, lokr_w2"]),
     "half a factor": (
