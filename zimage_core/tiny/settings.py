@@ -31,7 +31,7 @@ class Settings:
     captions: int = 40000
     batch_size: int = 40
     dropout: float = 0.1
-    guidance: float = 3.0
+    guidance: float = 1.0
     threads: int = 2
 
     @property
