@@ -65,7 +65,7 @@ def generate_file(args: argparse.Namespace) -> int:
         raise ModelError(str(error)) from error
     except ValueError as error:
         raise InputError(str(error)) from error
-    _wear(components["transformer"], loras)
+    _merge_loras(components["transformer"], loras)
     loaded = time.perf_counter()
     try:
         images = generate(
@@ -94,7 +94,9 @@ def generate_file(args: argparse.Namespace) -> int:
 
 
 def _loras(files: list[Path], scales: list[float]) -> list[tuple[Path, float]]:
-    """Each `--lora` with its strength."""
+    """Each `--lora` with its strength; the files are looked at before a model is loaded."""
+    from zimage_core.lora_file import open_lora
+
     if scales and len(scales) not in (1, len(files)):
         raise InputError(
             f"--lora-scale: {len(scales)} given for {len(files)} --lora; allowed: one for all, or "
@@ -108,13 +110,15 @@ def _loras(files: list[Path], scales: list[float]) -> list[tuple[Path, float]]:
     for file in files:
         if files.count(file) > 1:
             raise InputError(f"--lora: {file}: given twice")
-        if not file.is_file():
-            raise InputError(f"--lora: {file}: no such file; allowed: a .safetensors file")
+        try:
+            open_lora(file)
+        except ValueError as error:
+            raise InputError(f"--lora: {error}") from error
     every = scales or [1.0]
     return list(zip(files, every if len(every) == len(files) else every * len(files), strict=True))
 
 
-def _wear(transformer: nn.Module, loras: list[tuple[Path, float]]) -> None:
+def _merge_loras(transformer: nn.Module, loras: list[tuple[Path, float]]) -> None:
     """Put adapters into the transformer's weights, and say what they change."""
     if not loras:
         return

@@ -110,7 +110,8 @@ def format_plan(report: dict[str, Any]) -> str:
         )
     lines.append("  prompts")
     for prompt in report["prompts"]:
-        lines.append(f"    {prompt['index']:>6}  {prompt.get('prompt') or prompt['error']}")
+        loras = f"  [{', '.join(prompt['loras'])}]" if prompt.get("loras") else ""
+        lines.append(f"    {prompt['index']:>6}  {prompt.get('prompt') or prompt['error']}{loras}")
     return "\n".join(lines)
 
 

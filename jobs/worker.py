@@ -264,7 +264,7 @@ class GenerationWorker:
                 [s.negative_prompt for s in batch],
                 max_sequence_length=sampling.max_sequence_length,
             )
-        self._wear(first.loras)
+        self._merge_loras(first.loras)
         self._steps += 1
         latents = pipeline.denoise(
             prompts,
@@ -284,7 +284,7 @@ class GenerationWorker:
         pixels = to_uint8(torch.nan_to_num(images))
         return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
 
-    def _wear(self, names: Sequence[str]) -> None:
+    def _merge_loras(self, names: Sequence[str]) -> None:
         """Put a batch's adapters into the weights, and take those of the last one out."""
         started = time.perf_counter()
         assert self._loras is not None

@@ -205,6 +205,8 @@ def _lokr_misfit(shapes: Mapping[str, Shape], target: Shape) -> tuple[str, str] 
     sizes: list[Shape] = []
     for name in ("lokr_w1", "lokr_w2"):
         if name in shapes:
+            if f"{name}_a" in shapes:
+                return f"{name}_a", f"is one of two factors of {name}, which is there whole too"
             sizes.append(shapes[name])
             continue
         left, right = shapes[f"{name}_a"], shapes[f"{name}_b"]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from zimage_core.config import CheckpointError
 from zimage_core.lora_config import PEFT_CONFIG, PEFT_FILE, AdapterConfig, read_config
-
-Shape = tuple[int, ...]
+from zimage_core.lora_deltas import Shape
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = ("F32", "F16", "BF16", "F64")
@@ -65,6 +64,9 @@ def open_lora(path: Path | str) -> LoraFile:
         )
     shapes: dict[str, Shape] = {}
     try:
+        with path.open("rb") as content:
+            if content.read(8) == b"version ":
+                raise CheckpointError(f"{path}: is a Git LFS pointer, not the adapter itself")
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118  # it is no mapping
@@ -76,10 +78,12 @@ def open_lora(path: Path | str) -> LoraFile:
                         f"{', '.join(allowed)}"
                     )
                 shapes[key] = tuple(stored.get_shape())
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise CheckpointError(
             f"{path}: is truncated, corrupt, or no safetensors file: {error}"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not shapes:
         raise CheckpointError(f"{path}: holds no tensors")
     return LoraFile(path, shapes, read_config(path, metadata))

@@ -150,7 +150,9 @@ def _misfits(
         found.append(("alpha", "must be one number"))
     if "dora" in shapes:
         by_row, by_column = (weight[0], 1), (1, *weight[1:])
-        if kind == "bias" or shapes["dora"] not in (by_row, by_row[:1], by_column):
+        if kind == "bias" or len(weight) != 2:
+            found.append(("dora", "has no matrix whose lengths it could set"))
+        elif shapes["dora"] not in (by_row, by_row[:1], by_column):
             found.append(("dora", f"must be {list(by_row)} or {list(by_column)}"))
         elif shapes["dora"] == by_column and len(places) > 1:
             found.append(("dora", "is of columns, whose lengths cannot be parted into rows"))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-Shape = tuple[int, ...]
+from zimage_core.lora_deltas import Shape
 
 # What trainers and savers put in front of a name, in underscores; the longer first.
 _PREFIXES = (
@@ -141,9 +141,10 @@ class ModuleNames:
             if flat.endswith("_to_q"):
                 parent = flat.removesuffix("_to_q")
                 parts = [self._places.get(f"{parent}_{name}") for name in ("to_q", "to_k", "to_v")]
-                fused = tuple(self._rows([part[0].module for part in parts if part]))
-                for name in _FUSED:
-                    yield f"{parent}_{name}", fused
+                modules = [part[0].module for part in parts if part is not None]
+                if len(modules) == len(parts):
+                    fused = tuple(self._rows(modules))
+                    yield from ((f"{parent}_{name}", fused) for name in _FUSED)
         for stem in ("x_embedder", "final_layer"):
             yield from self._without_patch_size(stem)
 

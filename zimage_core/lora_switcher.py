@@ -26,7 +26,7 @@ class Adapter(Protocol):
 
 
 class LoraSwitcher:
-    """The adapters that one model may wear, and which of them it wears now.
+    """The adapters of one model, and which of them are merged into its weights now.
 
     A weight becomes `W + sum(scale * delta)`, computed in float32 from the model's own W and
     rounded once to the weight's dtype. It is written into the parameter that is there, so that
@@ -58,14 +58,14 @@ class LoraSwitcher:
         self._model = unwrapped(model)
         self._pristine: dict[str, Tensor] = {}
         # What is in each changed parameter; absent: W itself, None: not known, after an error.
-        self._worn: dict[str, tuple[tuple[str, float], ...] | None] = {}
+        self._merged: dict[str, tuple[tuple[str, float], ...] | None] = {}
         for name, adapter in self.adapters.items():
             for parameter in adapter.parameters:
                 self._check_mergeable(name, parameter)
 
     @torch.no_grad()
     def apply(self, scales: Mapping[str, float]) -> bool:
-        """Wear these adapters and no others; an empty mapping is the model itself.
+        """Merge these adapters and no others; an empty mapping is the model itself.
 
         The order of the names has no part in the result. What is the same as before costs nothing.
 
@@ -88,13 +88,13 @@ class LoraSwitcher:
         for name in sorted(name for name, scale in scales.items() if scale != 0):
             for parameter in self.adapters[name].parameters:
                 wanted.setdefault(parameter, []).append((name, float(scales[name])))
-        wanted |= {parameter: [] for parameter in self._worn if parameter not in wanted}
-        changed = [name for name, new in wanted.items() if self._worn.get(name, ()) != tuple(new)]
+        wanted |= {parameter: [] for parameter in self._merged if parameter not in wanted}
+        changed = [name for name, new in wanted.items() if self._merged.get(name, ()) != tuple(new)]
         for parameter in changed:
-            self._wear(parameter, tuple(wanted[parameter]))
+            self._merge(parameter, tuple(wanted[parameter]))
         return bool(changed)
 
-    def _wear(self, name: str, adapters: tuple[tuple[str, float], ...]) -> None:
+    def _merge(self, name: str, adapters: tuple[tuple[str, float], ...]) -> None:
         parameter = self._model.get_parameter(name)
         pristine = self._pristine.get(name)
         if pristine is None:
@@ -107,11 +107,11 @@ class LoraSwitcher:
             for adapter, scale in adapters:
                 total += self.adapters[adapter].delta(name, own) * scale
             weight = total
-        self._worn[name] = None
+        self._merged[name] = None
         parameter.copy_(weight)
-        self._worn[name] = adapters
+        self._merged[name] = adapters
         if not adapters:
-            del self._worn[name]
+            del self._merged[name]
 
     def _check_mergeable(self, adapter: str, name: str) -> None:
         parameter = self._model.get_parameter(name)

@@ -180,7 +180,7 @@ GENERATE = {
     "model": (["--model", "nope"], 5, "--model: nope: no such folder; allowed: a checkpoint"),
     "not a model": (["--model", "."], 5, "model_index.json"),
     "backend": (["--attention", "flash"], 2, "--attention: attention backend 'flash' cannot run"),
-    "lora": (["--lora", "x.safetensors"], 2, "--lora: x.safetensors: no such file; allowed"),
+    "lora": (["--lora", "x.safetensors"], 2, "--lora: x.safetensors: no such file"),
     "lora scale": (["--lora-scale", "1"], 2, "--lora-scale: 1: no --lora is given"),
     "init image": (["--init-image", "x.png"], 2, "--init-image: x.png: not available yet"),
 }

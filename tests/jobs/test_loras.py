@@ -223,6 +223,7 @@ def test_plan_tells_what_an_adapter_holds(zimage: CommandLine, job: Write) -> No
     text = zimage("plan", "job.yaml", code=0).out
     assert "lora     ink at 0.75: " in text
     assert "3 modules by LoRA of rank 3" in text
+    assert "     3  a red circle  [ink, pixel]" in text
 
 
 def test_keys_left_out_are_said_before_a_run(zimage: CommandLine, job: Write) -> None:

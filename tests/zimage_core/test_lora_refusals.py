@@ -85,6 +85,13 @@ BAD: dict[str, tuple[dict[str, Tensor], list[str]]] = {
         {f"{Q}.lokr_w1": W1, f"{Q}.lokr_w2": torch.randn(12, 9)},
         [f"'{Q}.lokr_w2' has shape [12, 9]", "a change of [48, 54]; must be [48, 48]"],
     ),
+    "LoKr whole and in factors": (
+        {
+            f"{Q}.lokr_w1": W1, f"{Q}.lokr_w1_a": torch.ones(4, 2),
+            f"{Q}.lokr_w1_b": torch.ones(2, 6), f"{Q}.lokr_w2": torch.ones(12, 8),
+        },
+        [f"'{Q}.lokr_w1_a' has shape [4, 2]", "one of two factors of lokr_w1, which is there"],
+    ),
     "wrong LoHa": (
         {
             f"{Q}.hada_w1_a": UP, f"{Q}.hada_w1_b": DOWN,
@@ -121,6 +128,13 @@ BAD: dict[str, tuple[dict[str, Tensor], list[str]]] = {
     "norm of another width": (
         {"layers.0.ffn_norm1.diff": torch.ones(47)},
         ["ffn_norm1.diff' has shape [47]", "must be [48]"],
+    ),
+    "lengths of a norm": (
+        {
+            "layers.0.ffn_norm1.diff": torch.ones(48),
+            "layers.0.ffn_norm1.dora_scale": torch.ones(48, 1),
+        },
+        ["ffn_norm1.dora_scale' has shape [48, 1]", "has no matrix whose lengths it could set"],
     ),
     "LoRA of a norm": (
         lora(UP, DOWN, "layers.0.ffn_norm1"),
@@ -181,6 +195,8 @@ def test_files_that_cannot_be_read(model: ZImageTransformer2DModel, tmp_path: Pa
     refused("a.pt", "is a pickle, which can run code")
     (tmp_path / "text.safetensors").write_text("not weights")
     refused("text.safetensors", "is truncated, corrupt, or no safetensors file")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused("pointer.safetensors", "is a Git LFS pointer, not the adapter itself")
     whole = write(tmp_path / "whole.safetensors", GOOD).read_bytes()
     (tmp_path / "short.safetensors").write_bytes(whole[:-10])
     refused("short.safetensors", "is truncated, corrupt, or no safetensors file")
