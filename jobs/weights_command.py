@@ -141,6 +141,8 @@ def _manifest(args: argparse.Namespace) -> int:
             paths = folder_files(folder)
         else:
             paths = [path.relative_to(folder).as_posix() for path in checkpoint_files(folder)]
+        if output is not None:  # an older one of the same name is no part of itself
+            paths = [path for path in paths if (folder / path).resolve() != output.resolve()]
         if not paths:
             raise InputError(f"{folder}: holds no file")
         total = sum((folder / path).stat().st_size for path in paths)

@@ -7,12 +7,13 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from zimage_core.byte_progress import ByteProgress, byte_size
+from zimage_core.checkpoint import Part
 from zimage_core.config import CheckpointError
 from zimage_core.file_hashes import hash_files
 from zimage_core.hub import PARTS_FOLDER, Hub, HubError, RemoteFile, Snapshot
@@ -59,25 +60,35 @@ def needed_files(paths: Iterable[str]) -> list[str]:
 
 
 def download_checkpoint(
-    hub: Hub, source: str, repo: str, revision: str | None, folder: Path
+    hub: Hub,
+    source: str,
+    repo: str,
+    revision: str | None,
+    folder: Path,
+    parts: Mapping[str, Part] | None = None,
 ) -> SourceRecord:
     """Fetch what is missing of a checkpoint into a folder that this process holds the lock of.
 
     Files that are there already are kept where their content is the repository's. Others are
     replaced if an earlier download put them there or if they are broken, and are an error if not:
-    they may be somebody's own.
+    they may be somebody's own. Weights of models that `parts` replace are left out.
 
     Returns:
         The record of the folder, complete.
 
     Raises:
-        CheckpointError: the repository is no checkpoint, the disk is too small, a file of the
-            folder is another than the repository's, or what arrived does not fit together; and
-            see `Hub`.
-        OSError: the folder cannot be written.
+        CheckpointError: the repository is no checkpoint, the disk is too small or fails, a file of
+            the folder is another than the repository's, or what arrived does not fit together;
+            and see `Hub`.
+        OSError: a file that is there cannot be read.
     """
     snapshot = hub.snapshot(repo, revision)
-    files = _choose(snapshot)
+    parts = {name: part for name, part in (parts or {}).items() if part is not None}
+    files = [
+        file
+        for file in _choose(snapshot)
+        if file.path.partition("/")[0] not in parts or file.path.endswith("/config.json")
+    ]
     record = SourceRecord(repo, source, revision, snapshot.commit)
     missing = _compare(folder, files, ours=read_record(folder) is not None)
     _check_disk(folder, hub, missing)
@@ -92,9 +103,15 @@ def download_checkpoint(
         )
         stop = threading.Event()
         with ByteProgress(f"fetching {repo}", total) as progress:
-            hub.fetch(snapshot, missing, folder, progress, stop)
+            try:
+                hub.fetch(snapshot, missing, folder, progress, stop)
+            except OSError as error:  # of the disk: a hub's own are HubError
+                raise CheckpointError(
+                    f"{folder}: cannot be written: {error}; once that is mended, run the same "
+                    "again: it goes on"
+                ) from error
     try:
-        check_checkpoint(folder)
+        check_checkpoint(folder, **parts)
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder}: holds all of {record.describe()}, but that cannot be loaded:\n{error}"

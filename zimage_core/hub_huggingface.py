@@ -11,7 +11,6 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from huggingface_hub.utils import (
 )
 
 from zimage_core.byte_progress import ByteProgress
+from zimage_core.daemon_threads import for_each
 from zimage_core.file_hashes import Stopped
 from zimage_core.hub import COMMIT, PARTS_FOLDER, WORKERS, HubError, RemoteFile, Snapshot
 from zimage_core.partial_file import PartialFile
@@ -52,7 +52,11 @@ class HuggingFaceHub:
                 repo, revision=revision, files_metadata=True
             )
         except Exception as error:
+            if not (_may_pass(error) or _is_of_the_hub(error)):
+                raise
             raise HubError(self._reason(error, repo, revision)) from error
+        if info.sha is None:
+            raise HubError(f"{self.endpoint} does not say which commit of {repo} it has")
         if revision is not None and COMMIT.fullmatch(revision) and info.sha != revision:
             raise HubError(
                 f"asked for commit {revision}, {self.endpoint} answered with {info.sha}; it does "
@@ -84,18 +88,13 @@ class HuggingFaceHub:
         """See `Hub.fetch`."""
         # one file at a time would leave the network idle between small ones; large ones first
         ordered = sorted(files, key=lambda file: file.size, reverse=True)
-        with _without_bars(), ThreadPoolExecutor(WORKERS) as pool:
-            running = {
-                pool.submit(self._fetch, snapshot, file, folder, progress, stop): file
-                for file in ordered
-            }
-            try:
-                for done in as_completed(running):
-                    done.result()
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        with _without_bars():
+            for_each(
+                lambda file: self._fetch(snapshot, file, folder, progress, stop),
+                ordered,
+                WORKERS,
+                stop,
+            )
 
     def _fetch(
         self,
@@ -121,6 +120,8 @@ class HuggingFaceHub:
                         f"{expected}, twice; try again later, or from another source"
                     )
                 progress.say(f"{file.path}: came with a wrong {algorithm}; fetching it again")
+        if stop.is_set():
+            raise Stopped
         place = folder / file.path
         place.parent.mkdir(parents=True, exist_ok=True)
         part.replace(place)

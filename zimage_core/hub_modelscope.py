@@ -48,7 +48,10 @@ class ModelScopeHub:
             entries = self._api.legacy.list_repo_files(repo, _MODEL, revision or "master")
             if not entries:
                 # what the hub answers for a revision that does not exist
-                known = [item["Revision"] for item in self._api.list_repo_revisions(repo, _MODEL)]
+                known = [
+                    str(item.get("Revision"))
+                    for item in self._api.list_repo_revisions(repo, _MODEL)
+                ]
                 raise HubError(
                     f"{self._page(repo)} has no revision {revision or 'master'!r}, or no files in "
                     f"it; there are: {', '.join(known) or 'none'}"

@@ -21,7 +21,7 @@ class PartialFile:
         size: of the whole file in bytes.
         algorithm: hash that is kept; see `file_hashes.new_hash`.
         progress: told of bytes, negative ones where bytes must come again.
-        stop: once set, the next write raises `Stopped`.
+        stop: once set, nothing is written any more, and `Stopped` is raised instead.
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class PartialFile:
         return self._file.seek(place)
 
     def truncate(self) -> int:
-        """Drop what is after the current place."""
+        """Drop what is after the current place; raises `Stopped` like `write`."""
+        if self._stop.is_set():
+            raise Stopped
         kept = self._file.tell()
         self._progress(kept - self._hashed)
         self._file.truncate()

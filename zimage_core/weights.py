@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
+from zimage_core.checkpoint import Part, find_source, named_checkpoint_files
 from zimage_core.config import CheckpointError
 from zimage_core.download import download_checkpoint
 from zimage_core.file_hashes import hash_files
 from zimage_core.folder_lock import FolderLock
 from zimage_core.hub import SOURCES, HubError, check_repository, open_hub
-from zimage_core.loader import check_checkpoint, checkpoint_files
+from zimage_core.loader import check_checkpoint
+from zimage_core.model_kind import KINDS
 from zimage_core.source_record import SourceRecord, read_record
 
 
@@ -20,6 +23,9 @@ def ensure_model_weights(
     *,
     source: str = "huggingface",
     revision: str | None = None,
+    transformer: Part = None,
+    vae: Part = None,
+    text_encoder: Part = None,
 ) -> Path:
     """Return a complete checkpoint folder, fetched first if it is not there and may be.
 
@@ -33,6 +39,10 @@ def ensure_model_weights(
         repo_id: repository to fetch from, `Tongyi-MAI/Z-Image-Turbo`; None never fetches.
         source: `huggingface` or `modelscope` (which needs the package `modelscope-hub`).
         revision: branch, tag or commit of the repository; None is its main branch.
+        transformer: a file or folder that replaces the checkpoint's transformer, whose weights are
+            then neither asked for nor fetched.
+        vae: the same for the autoencoder.
+        text_encoder: the same for the text encoder.
 
     Returns:
         `model_path` as a path.
@@ -43,14 +53,15 @@ def ensure_model_weights(
             it is complete, but was fetched from another repository or at another revision; the
             disk is too small; the download failed, or what it brought is no complete checkpoint.
         ValueError: `source` or `repo_id` is none, or the package of `source` is not installed.
-        OSError: the folder cannot be written.
+        OSError: a file that is there cannot be read.
     """
     if source not in SOURCES:
         raise ValueError(f"source is {source!r}; allowed: {', '.join(SOURCES)}")
     if repo_id is not None:
         check_repository(repo_id)
     path = Path(model_path).expanduser()
-    if _is_complete(path, repo_id, source, revision):
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    if _is_complete(path, repo_id, source, revision, parts):
         return path
     if repo_id is None:
         raise FileNotFoundError(
@@ -59,10 +70,12 @@ def ensure_model_weights(
         )
     hub = open_hub(source)
     with FolderLock(path, f"fetching {repo_id}"):
-        if _is_complete(path, repo_id, source, revision):
+        if _is_complete(path, repo_id, source, revision, parts):
             return path
+        for name, part in parts.items():
+            find_source(KINDS[name], path, part)  # before anything is fetched
         try:
-            download_checkpoint(hub, source, repo_id, revision, path)
+            download_checkpoint(hub, source, repo_id, revision, path, parts)
         except HubError as error:
             raise CheckpointError(
                 f"{path}: fetching {repo_id} from {source} failed: {error}"
@@ -70,7 +83,13 @@ def ensure_model_weights(
     return path
 
 
-def _is_complete(path: Path, repo: str | None, source: str, revision: str | None) -> bool:
+def _is_complete(
+    path: Path,
+    repo: str | None,
+    source: str,
+    revision: str | None,
+    parts: Mapping[str, Part],
+) -> bool:
     """Whether a folder needs no download.
 
     Raises:
@@ -87,7 +106,7 @@ def _is_complete(path: Path, repo: str | None, source: str, revision: str | None
                 f"{path}: fetching {record.describe()}, did not end; "
                 f"`zimage weights download {record.repo} {path}` goes on with it"
             )
-        check_checkpoint(path)
+        check_checkpoint(path, **parts)
     except CheckpointError:
         if repo is None:
             raise
@@ -113,7 +132,13 @@ def _refuse_other(
         )
 
 
-def weights_fingerprint(model_dir: Path | str) -> str:
+def weights_fingerprint(
+    model_dir: Path | str,
+    *,
+    transformer: Part = None,
+    vae: Part = None,
+    text_encoder: Part = None,
+) -> str:
     """Identify a checkpoint by content, wherever its folder lies and whatever it is called.
 
     Every file that loading reads counts, so that a changed configuration or tokenizer changes the
@@ -121,22 +146,28 @@ def weights_fingerprint(model_dir: Path | str) -> str:
 
     Args:
         model_dir: a checkpoint folder.
+        transformer: a file or folder that replaces its transformer, and counts in its stead by
+            content, wherever it lies and whatever it is called.
+        vae: the same for the autoencoder.
+        text_encoder: the same for the text encoder.
 
     Returns:
-        `sha256:` and the hash, over the sorted lines `<relative path> NUL <sha256> LF`.
+        `sha256:` and the hash, over the sorted lines `<name> NUL <sha256> LF`, where a name is the
+        path in the folder, or what `named_checkpoint_files` gives a file that lies elsewhere.
 
     Raises:
         CheckpointError: a file that loading needs is missing.
         OSError: a file cannot be read.
     """
-    root = Path(model_dir)
-    files = checkpoint_files(root)
+    files = named_checkpoint_files(
+        model_dir, transformer=transformer, vae=vae, text_encoder=text_encoder
+    )
     lines = []
-    for path, content in zip(
-        files, hash_files([(path, ["sha256"]) for path in files]), strict=True
+    for name, content in zip(
+        files, hash_files([(path, ["sha256"]) for path in files.values()]), strict=True
     ):
         if isinstance(content, OSError):
             raise content
-        lines.append(f"{path.relative_to(root).as_posix()}\0{content.hashes['sha256']}\n")
+        lines.append(f"{name}\0{content.hashes['sha256']}\n")
     lines.sort()
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -196,6 +196,9 @@ def test_manifest_of_any_folder(zimage) -> None:
     assert "loras/model_index.json: file is missing" in ended.err
     done = zimage("weights", "manifest", "loras", "--all", code=0)
     assert done.out == "9dd4e461268c8034f5c8564e155c67a6  a.safetensors\n"
+    for _ in range(2):
+        zimage("weights", "manifest", "loras", "--all", "-o", "loras/sums.md5", code=0)
+    assert (zimage.folder / "loras/sums.md5").read_text() == done.out
     (zimage.folder / "empty").mkdir()
     assert "empty: holds no file" in zimage("weights", "manifest", "empty", "--all", code=2).err
 

@@ -50,6 +50,7 @@ class HubServer:
         statuses: path, or "" for the listing, to a status that is answered.
         error_codes: the same to an `X-Error-Code`.
         ranges: whether `Range` is heeded.
+        storage: where large files are led on to: a path, or another host with one.
     """
 
     files: dict[str, bytes]
@@ -62,6 +63,7 @@ class HubServer:
     statuses: dict[str, int] = field(default_factory=dict)
     error_codes: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
+    storage: str = "/storage"
     release: threading.Event = field(default_factory=threading.Event)
     held: threading.Event = field(default_factory=threading.Event)
 
@@ -189,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "Entry not found"}, 404, "EntryNotFound")
         elif len(self.hub.files[name]) >= LARGE:
             self.send_response(302)
-            self.send_header("Location", f"/storage/{quote(name)}")
+            self.send_header("Location", f"{self.hub.storage}/{quote(name)}")
             self.send_header("X-Repo-Commit", self.hub.resolve(revision) or "")
             self.send_header("Content-Length", "0")
             self.end_headers()

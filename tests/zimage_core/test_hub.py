@@ -1,5 +1,6 @@
 """What goes wrong with a hub, and what is said of it; what a broken connection costs."""
 
+import errno
 import hashlib
 import socket
 import time
@@ -15,7 +16,9 @@ import pytest
 from hub_clients import small_chunks
 from hub_server import COMMIT, REPO, HubServer
 
+from zimage_core import partial_file
 from zimage_core.config import CheckpointError
+from zimage_core.hub import PARTS_FOLDER
 from zimage_core.hub_huggingface import HuggingFaceHub
 from zimage_core.weights import ensure_model_weights
 
@@ -161,11 +164,25 @@ def test_gated_repository(hub, tmp_path) -> None:
     assert f"{LARGE} of {REPO} is gated: accept its terms on {hub.url}/{REPO} and log in" in text
 
 
-def test_token_goes_to_the_hub(hub, tmp_path, monkeypatch) -> None:
+def test_token_goes_to_the_hub_and_not_to_its_storage(hub, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.storage = f"http://localhost:{hub.url.rpartition(':')[2]}/storage"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     with pytest.raises(CheckpointError, match=r"holds all of .* that cannot be loaded"):
         ensure_model_weights(tmp_path / "new", REPO)
-    assert {sent.token for sent in hub.sent} == {"Bearer hf_secret"}
+    for sent in hub.sent:
+        assert sent.token == (None if sent.path == LARGE else "Bearer hf_secret")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_full_disk(hub, tmp_path, source, monkeypatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(partial_file.PartialFile, "write", full)
+    monkeypatch.setattr(modelscope_hub._download, "_finish_download", full)
+    with pytest.raises(CheckpointError, match=r"new: cannot be written: .*No space left.*goes on"):
+        ensure_model_weights(tmp_path / "new", REPO, source=source)
 
 
 def test_offline_mode_says_so(hub, tmp_path, monkeypatch) -> None:
@@ -179,3 +196,18 @@ def test_commit_is_what_was_asked_for(hub, tmp_path) -> None:
     text = failure(tmp_path / "new", "huggingface", revision="7" * 40)
     assert f"asked for commit {'7' * 40}, {hub.url} answered with {COMMIT}" in text
     assert not hub.sent
+
+
+def test_a_failure_waits_for_no_silent_server(hub, tmp_path) -> None:
+    """One file is refused while another's server says nothing; nothing is written afterwards."""
+    hub.hold_at[LARGE] = 40_000
+    hub.statuses["vae/config.json"] = 403
+    started = time.monotonic()
+    assert "refuses vae/config.json" in failure(tmp_path / "new", "huggingface")
+    assert time.monotonic() - started < 20
+    (part,) = (tmp_path / "new" / PARTS_FOLDER).glob("transformer--*.part")
+    before = part.stat().st_size
+    hub.release.set()
+    time.sleep(0.5)
+    assert part.stat().st_size == before
+    assert not (tmp_path / "new" / LARGE).exists()

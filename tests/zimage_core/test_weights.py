@@ -124,9 +124,10 @@ def test_killed_download_goes_on_where_it_was(origin, tmp_path, hub, source) -> 
             if part.is_file() and part.suffix in (".part", ".incomplete")
         )
 
-    wait_for(lambda: partial() >= 599_000 and len(hub.paths) == len(files_of(origin)))
+    # the library keeps the last few thousand bytes to itself
+    wait_for(lambda: partial() >= 590_000 and len(hub.paths) == len(files_of(origin)), 120)
     waiting = start_client(path, tmp_path / "waiting", hub.environment, REPO, source=source)
-    wait_for(lambda: "waiting" in waiting.said)
+    wait_for(lambda: "waiting" in waiting.said, 120)
     with pytest.raises(CheckpointError, match=r"did not end; `zimage weights download .* goes on"):
         ensure_model_weights(path)
     kept = partial()
