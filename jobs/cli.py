@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jobs import weights_command
-from jobs.errors import EXIT_INTERRUPTED, JobError
+from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 
 # part of the command's contract, refused by name until the core can do them
 UNAVAILABLE_GENERATE_FLAGS = ("--init-image", "--strength", "--image")
@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
     generate = _command(commands, "generate", _generate, "make one picture, without a job")
     generate.add_argument("--model", required=True, type=Path, metavar="DIR")
+    _part_arguments(generate)
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--negative-prompt", default=None, metavar="TEXT")
     generate.add_argument("--seed", type=_not_negative, default=42, metavar="N")
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = _command(commands, "doctor", _doctor, "what this machine can run")
     doctor.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to check as well")
+    _part_arguments(doctor)
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return root
 
@@ -124,6 +126,17 @@ def _command(
     command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
     command.set_defaults(run_command=function)
     return command
+
+
+def _part_arguments(command: argparse.ArgumentParser) -> None:
+    for flag, words in (
+        ("--transformer", "transformer"),
+        ("--vae", "autoencoder"),
+        ("--text-encoder", "text encoder"),
+    ):
+        command.add_argument(
+            flag, type=Path, metavar="FILE", help=f"take the {words} from a file of its own"
+        )
 
 
 def _job_arguments(command: argparse.ArgumentParser) -> None:
@@ -255,7 +268,6 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from jobs.errors import InputError
     from jobs.generate import generate_file
 
     for flag in UNAVAILABLE_GENERATE_FLAGS:
@@ -274,7 +286,14 @@ def _doctor(args: argparse.Namespace) -> int:
 
     from jobs.doctor import doctor, format_doctor
 
-    report = doctor(args.model)
+    parts = {"transformer": args.transformer, "vae": args.vae, "text_encoder": args.text_encoder}
+    given = {name: path for name, path in parts.items() if path is not None}
+    if given and args.model is None:
+        name, path = next(iter(given.items()))
+        raise InputError(
+            f"--{name.replace('_', '-')}: {path}: needs --model, whose part it replaces"
+        )
+    report = doctor(args.model, given)
     print(json.dumps(report, indent=2) if args.json else format_doctor(report))
     return 0
 

@@ -156,6 +156,9 @@ class ModelConfig(_Section):
     ] = None
     source: Literal["huggingface", "modelscope"] = "huggingface"
     revision: Annotated[Text | None, Allowed("a branch, tag or commit as text, or null")] = None
+    transformer: Annotated[InputPath | None, Allowed("a path of a file or folder, or null")] = None
+    vae: Annotated[InputPath | None, Allowed("a path of a file or folder, or null")] = None
+    text_encoder: Annotated[InputPath | None, Allowed("a path of a file or folder, or null")] = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     attention: Literal["auto", "native", "_native_flash", "flash", "_flash_3"] = "auto"
     compile: Annotated[Literal["auto"] | bool, Allowed("auto, true, false")] = "auto"
@@ -180,6 +183,23 @@ class ModelConfig(_Section):
         assert self.repo is not None
         name = f"{self.repo}/{self.revision}" if self.revision else self.repo
         return Path.home() / ".cache" / "zimage" / name.replace("/", "--")
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """What replaces models of the folder, by name: arguments of the loading functions."""
+        parts = {
+            "transformer": self.transformer,
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+        }
+        return {name: path for name, path in parts.items() if path is not None}
+
+    def key_of(self, message: str) -> str:
+        """Which key a message about the weights concerns: `model.path` or that of a part."""
+        for name, path in self.parts.items():
+            if str(path) in message:
+                return f"model.{name}"
+        return "model.repo" if self.path is None else "model.path"
 
 
 class PromptsConfig(_Section):

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -37,8 +38,12 @@ class _Problems(list[dict[str, str]]):
         self.append({"problem": problem, "fix": fix})
 
 
-def doctor(model_dir: Path | None = None) -> Report:
+def doctor(model_dir: Path | None = None, parts: Mapping[str, Path] | None = None) -> Report:
     """Look at this machine, and at a checkpoint where one is given.
+
+    Args:
+        model_dir: the checkpoint's folder.
+        parts: what replaces models of it, by name.
 
     Returns a mapping that `json.dumps` takes: `ok`, `versions`, `cpu`, `device`, `gpus`,
     `attention`, `disk`, `ray`, `model`, `problems`.
@@ -57,7 +62,7 @@ def doctor(model_dir: Path | None = None) -> Report:
         "attention": _attention(torch, device),
         "disk": _disk(problems),
         "ray": _ray(problems),
-        "model": None if model_dir is None else _model(model_dir, gpus, problems),
+        "model": None if model_dir is None else _model(model_dir, gpus, problems, parts),
         "problems": list(problems),
     }
     report["ok"] = not problems
@@ -93,6 +98,7 @@ def format_doctor(report: Report) -> str:
             f"model      {model['path']}: complete, {parameters:,} parameters, "
             f"{memory_size(model['bytes'])} on disk"
         )
+        lines += [f"           note: {note}" for note in model["notes"]]
     elif model is not None:
         lines.append(f"model      {model['path']}: cannot be used")
     for entry in report["problems"]:
@@ -248,7 +254,12 @@ def _ray(problems: _Problems) -> dict[str, Any]:
     return {"address": address, "reachable": reason is None, "reason": reason}
 
 
-def _model(model_dir: Path, gpus: list[dict[str, Any]], problems: _Problems) -> dict[str, Any]:
+def _model(
+    model_dir: Path,
+    gpus: list[dict[str, Any]],
+    problems: _Problems,
+    parts: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
     from zimage_core.config import CheckpointError
     from zimage_core.loader import check_checkpoint
 
@@ -259,9 +270,10 @@ def _model(model_dir: Path, gpus: list[dict[str, Any]], problems: _Problems) -> 
         "parameters": {},
         "bytes": None,
         "files": None,
+        "notes": [],
     }
     try:
-        summary = check_checkpoint(model_dir)
+        summary = check_checkpoint(model_dir, **(parts or {}))
     except CheckpointError as error:
         found["error"] = str(error)
         problems.found(
@@ -276,6 +288,7 @@ def _model(model_dir: Path, gpus: list[dict[str, Any]], problems: _Problems) -> 
         "parameters": parameters,
         "bytes": summary.num_bytes,
         "files": len(summary.files),
+        "notes": list(summary.notes),
     }
     needed = 2 * sum(parameters.values())  # bfloat16
     for gpu in gpus:

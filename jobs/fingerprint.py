@@ -15,36 +15,41 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from zimage_core.loader import checkpoint_files
+from zimage_core.checkpoint import named_checkpoint_files
 from zimage_core.lora_file import lora_files, lora_fingerprint
 from zimage_core.weights import weights_fingerprint
 
 _REMEMBER_FROM = 1_000_000_000  # bytes
 
 
-def node_fingerprint(model_dir: Path) -> str:
+def node_fingerprint(model_dir: Path, **parts: Path) -> str:
     """`zimage_core.weights.weights_fingerprint`, remembered in this node's temporary folder.
 
     Workers that ask at the same time wait for the first of them.
+
+    Args:
+        model_dir: the checkpoint's folder.
+        parts: what replaces models of it, as `ModelConfig.parts` names them.
 
     Raises:
         CheckpointError: the folder is no checkpoint.
         OSError: it cannot be read.
     """
-    stats = [(str(path.resolve()), path.stat()) for path in checkpoint_files(model_dir)]
-    if sum(stat.st_size for _, stat in stats) < _REMEMBER_FROM:
-        return weights_fingerprint(model_dir)
-    key = json.dumps([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    named = named_checkpoint_files(model_dir, **parts)
+    stats = [(name, str(path.resolve()), path.stat()) for name, path in named.items()]
+    if sum(stat.st_size for *_, stat in stats) < _REMEMBER_FROM:
+        return weights_fingerprint(model_dir, **parts)
+    key = json.dumps([(*names, stat.st_size, stat.st_mtime_ns) for *names, stat in stats])
     folder = Path(tempfile.gettempdir()) / f"zimage-fingerprints-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        return weights_fingerprint(model_dir)  # not ours to trust
+        return weights_fingerprint(model_dir, **parts)  # not ours to trust
     with (folder / hashlib.sha256(key.encode()).hexdigest()).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         known = file.read()
         if not known:
-            known = weights_fingerprint(model_dir)
+            known = weights_fingerprint(model_dir, **parts)
             file.write(known)
         return known
 

@@ -57,7 +57,13 @@ def generate_file(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     try:
         components = load_from_local_dir(
-            args.model, device=device, dtype=getattr(torch, dtype), attention=args.attention
+            args.model,
+            device=device,
+            dtype=getattr(torch, dtype),
+            attention=args.attention,
+            transformer=args.transformer,
+            vae=args.vae,
+            text_encoder=args.text_encoder,
         )
     except AttentionBackendError as error:
         raise InputError(f"--attention: {error}") from error

@@ -19,6 +19,9 @@ Keys = tuple[str, ...]
 # `*` stands for any name. Each is a path that is read, relative to where it is written.
 INPUT_PATHS: tuple[Keys, ...] = (
     ("model", "path"),
+    ("model", "transformer"),
+    ("model", "vae"),
+    ("model", "text_encoder"),
     ("model", "loras", "*", "path"),
     ("prompts", "profiles"),
     ("prompts", "images_root"),

@@ -79,7 +79,8 @@ def _empty_transformer(config: JobConfig) -> nn.Module | None:
     from zimage_core.lora import empty_transformer
 
     try:
-        return empty_transformer(check_checkpoint(config.model.folder).transformer)
+        summary = check_checkpoint(config.model.folder, **config.model.parts)
+        return empty_transformer(summary.transformer)
     except (ValueError, OSError):
         return None  # not fetched yet, or broken, which is told by whoever loads the model
 

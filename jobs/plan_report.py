@@ -96,6 +96,8 @@ def format_plan(report: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"  model    {model['path']}: to be fetched from {model['repo']}")
+    lines += [f"           {name} from {path}" for name, path in model["parts"].items()]
+    lines += [f"           NOTE: {note}" for note in model.get("notes", ())]
     for lora in report["loras"]:
         held = lora["summary"] or "to be checked once the model is there"
         lines.append(f"  lora     {lora['name']} at {lora['scale']:g}: {lora['path']}: {held}")
@@ -118,27 +120,36 @@ def format_plan(report: dict[str, Any]) -> str:
 def _model(prepared: Prepared) -> dict[str, Any]:
     config = prepared.config.model
     folder = config.folder
+    parts = {name: str(path) for name, path in config.parts.items()}
+    for name, path in config.parts.items():
+        if not path.exists():
+            place = prepared.config.place(f"model.{name}")
+            raise ModelError(f"{place}: {path}: no such file; allowed: a file or a folder")
     if not folder.exists():
         if config.repo is None:
             raise ModelError(
                 f"{prepared.config.place('model.path')}: {folder}: no such folder, and no "
                 "model.repo to fetch it from"
             )
-        return {"path": str(folder), "state": "missing", "repo": config.repo}
+        return {"path": str(folder), "state": "missing", "repo": config.repo, "parts": parts}
 
     from jobs.fingerprint import node_fingerprint
     from zimage_core.loader import check_checkpoint
 
     try:
-        summary = check_checkpoint(folder)
+        summary = check_checkpoint(folder, **config.parts)
         if prepared.record is not None:
-            check_weights(prepared.storage, prepared.record, node_fingerprint(folder))
+            found = node_fingerprint(folder, **config.parts)
+            check_weights(prepared.storage, prepared.record, found)
     except (ValueError, OSError) as error:
-        raise ModelError(f"{prepared.config.place('model.path')}: {error}") from error
+        place = prepared.config.place(config.key_of(str(error)))
+        raise ModelError(f"{place}: {error}") from error
     return {
         "path": str(folder),
         "state": "complete",
         "repo": config.repo,
+        "parts": parts,
+        "notes": list(summary.notes),
         "parameters": sum(summary.num_parameters.values()),
         "bytes": summary.num_bytes,
     }

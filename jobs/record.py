@@ -157,6 +157,9 @@ _FREE = {
     "run.max_failure_rate",
     # pinned by content instead
     "model.loras",
+    "model.transformer",
+    "model.vae",
+    "model.text_encoder",
     "model.path",
     "model.repo",
     "model.source",

@@ -219,13 +219,15 @@ def _executor(
 def _nothing_to_make(prepared: Prepared) -> int:
     """A run with nothing left to do: mend metadata.parquet if a crash left it out of date."""
     storage, listing = prepared.storage, prepared.resume.listing
-    if prepared.config.model.folder.is_dir() and prepared.record is not None:
+    model = prepared.config.model
+    if model.folder.is_dir() and prepared.record is not None:
         from jobs.fingerprint import node_fingerprint
 
         try:
-            check_weights(storage, prepared.record, node_fingerprint(prepared.config.model.folder))
+            found = node_fingerprint(model.folder, **model.parts)
+            check_weights(storage, prepared.record, found)
         except (ValueError, OSError) as error:
-            raise ModelError(f"model.path: {error}") from error
+            raise ModelError(f"{model.key_of(str(error))}: {error}") from error
     if not is_current(storage, listing):
         write_metadata(storage, listing)
     return _summary(prepared, listing, 0.0, StopRequest())

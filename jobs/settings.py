@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, ModelConfig
 from jobs.errors import InputError
 from jobs.executor import Settings, WorkerInfo
 
@@ -56,7 +56,14 @@ def resolve(
         offload="none" if model.offload == "auto" else model.offload,
         batch_size=batch_size,
         threads_per_worker=config.run.threads_per_worker,
-        model=model.repo or model.folder.name,
+        model=_model_name(model),
         model_fingerprint=fingerprint,
         loras=dict(loras),
     )
+
+
+def _model_name(model: ModelConfig) -> str:
+    """What rows call the model: its repository or folder, and what replaces parts of it."""
+    replaced = [f"{name} {path.name}" for name, path in model.parts.items()]
+    name = model.repo or model.folder.name
+    return f"{name} with {', '.join(replaced)}" if replaced else name

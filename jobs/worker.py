@@ -92,7 +92,7 @@ class GenerationWorker:
 
     def fingerprint(self) -> str:
         """Content hash of the weights; fetches them first where the job says from where."""
-        return node_fingerprint(self._weights())
+        return node_fingerprint(self._weights(), **self.config.model.parts)
 
     def load(self, settings: Settings) -> None:
         """Load model and generator, and see that the output is the driver's.
@@ -109,7 +109,8 @@ class GenerationWorker:
         self._check_output()
         torch.set_num_threads(settings.threads_per_worker)
         path = self._weights()
-        found = node_fingerprint(path)
+        parts = self.config.model.parts
+        found = node_fingerprint(path, **parts)
         if found != settings.model_fingerprint:
             raise ModelError(
                 f"{path} on {socket.gethostname()} holds other weights than the job's: "
@@ -128,6 +129,7 @@ class GenerationWorker:
                 dtype=getattr(torch, settings.dtype),
                 compile=settings.compile,
                 attention=settings.attention,
+                **parts,
             )
         except AttentionBackendError as error:
             raise InputError(f"model.attention: {error}; 'native' runs everywhere") from error
@@ -311,11 +313,14 @@ class GenerationWorker:
         model = self.config.model
         try:
             return ensure_model_weights(
-                model.folder, model.repo, source=model.source, revision=model.revision
+                model.folder,
+                model.repo,
+                source=model.source,
+                revision=model.revision,
+                **model.parts,
             )
         except (ValueError, OSError, ImportError) as error:
-            key = "model.repo" if model.path is None else "model.path"
-            raise ModelError(f"{key}: {error}") from error
+            raise ModelError(f"{model.key_of(str(error))}: {error}") from error
 
     def _check_output(self) -> None:
         path = f"events/{self.spec.epoch:06d}-00000.jsonl"

@@ -29,6 +29,7 @@ Decode = Callable[[Tensor], Tensor]
 # this keeps within a core's cache; a plain cast makes none.
 _PIECE = 1 << 22
 _QUANTISED_PIECE = 1 << 18
+_RELEASED = 1 << 22  # bytes of a file that are read before their pages are given back
 
 
 class Encoding(NamedTuple):
@@ -132,6 +133,7 @@ class WeightReader:
 
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
+        self._unreleased = 0
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +208,18 @@ class WeightReader:
                 scale = scale[start // columns : stop // columns]
             piece = (piece.float().view(len(scale), -1) * scale[:, None]).view(-1)
         yield piece
-        _release(mapped, begin, length)
+        self._release(mapped, length)
+
+    def _release(self, mapped: mmap.mmap, length: int) -> None:
+        """Give back pages that were read; they stay in the system's cache, not in this process.
+
+        Without it all pages of a file count as this process' memory until the file is closed. All
+        of the map is given back, since a fault may bring in pages around the one that is read.
+        """
+        self._unreleased += length
+        if self._unreleased >= _RELEASED and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+            self._unreleased = 0
 
     def _map(self, stored: StoredTensor, end: int) -> mmap.mmap:
         mapped = self._maps.get(stored.file)
@@ -235,13 +248,3 @@ def in_file_order(weights: Iterable[tuple[str, Weight]]) -> list[tuple[str, Weig
 
 def _place(weight: Weight) -> tuple[str, int, int]:
     return str(weight.stored.file), weight.stored.offset, weight.start
-
-
-def _release(mapped: mmap.mmap, begin: int, length: int) -> None:
-    """Give back pages that were read; they stay in the system's cache, not in this process.
-
-    Without it all pages of a file count as this process' memory until the file is closed.
-    """
-    if hasattr(mmap, "MADV_DONTNEED"):
-        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, first, begin + length - first)
