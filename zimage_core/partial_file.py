@@ -69,8 +69,8 @@ class PartialFile:
         return len(data)
 
     def tell(self) -> int:
-        """Number of bytes that are there."""
-        return self._file.tell()
+        """Number of bytes that are there, also of those that something else wrote (hf_transfer)."""
+        return os.fstat(self._file.fileno()).st_size
 
     def seek(self, place: int) -> int:
         """Go to a place; all after it must be cut off by `truncate` next."""
@@ -104,8 +104,7 @@ class PartialFile:
     def finish(self) -> str:
         """Bring all bytes to the disk; their hash in hex."""
         os.fsync(self._file.fileno())
-        there = os.fstat(self._file.fileno()).st_size
-        if there != self._hashed:  # something wrote past this object, as hf_transfer does
+        if self.tell() != self._hashed:  # something wrote past this object
             return hash_file(self.path, [self._algorithm]).hashes[self._algorithm]
         content: str = self._hash.hexdigest()
         return content

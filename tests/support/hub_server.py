@@ -7,6 +7,7 @@ another path as the real one does. ModelScope: `/api/v1/models/REPO/repo/files`,
 
 import hashlib
 import json
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,7 @@ class HubServer:
         statuses: path, or "" for the listing, to a status that is answered.
         error_codes: the same to an `X-Error-Code`.
         ranges: whether `Range` is heeded.
+        patient: whether a refusal waits until an answer is held.
         storage: where large files are led on to: a path, or another host with one.
     """
 
@@ -63,6 +65,7 @@ class HubServer:
     statuses: dict[str, int] = field(default_factory=dict)
     error_codes: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
+    patient: bool = False
     storage: str = "/storage"
     release: threading.Event = field(default_factory=threading.Event)
     held: threading.Event = field(default_factory=threading.Event)
@@ -70,7 +73,7 @@ class HubServer:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -128,6 +131,12 @@ def serve(folder: Path, **options: Any) -> HubServer:
         if path.is_file()
     }
     return HubServer(files | EXTRAS, **options)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -251,6 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
         status = self.hub.statuses.get(name)
         if status is None:
             return False
+        if self.hub.patient:
+            self.hub.held.wait(60)
         self._json({"error": "no"}, status, self.hub.error_codes.get(name))
         return True
 
