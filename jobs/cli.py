@@ -13,7 +13,7 @@ from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 
 # part of the command's contract, refused by name until the core can do them
-UNAVAILABLE_GENERATE_FLAGS = ("--init-image", "--strength", "--image")
+UNAVAILABLE_GENERATE_FLAGS = ("--image",)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -102,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SCALE",
         help="its strength, default 1; one for all, or one for each --lora",
+    )
+    generate.add_argument("--init-image", type=Path, metavar="FILE", help="a picture to start from")
+    generate.add_argument(
+        "--strength",
+        type=float,
+        metavar="SHARE",
+        help="how much of --init-image is replaced, above 0 to 1; default 0.6",
     )
     for flag in UNAVAILABLE_GENERATE_FLAGS:
         generate.add_argument(flag, action="append", metavar="X", help="not available yet")

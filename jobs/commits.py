@@ -186,10 +186,11 @@ def _current(
     tables = [read_part(storage, part, columns) for part in parts]
     if not tables:
         return manifest.SCHEMA.empty_table()
-    if columns is None:
-        schema = manifest.unify(t.schema for t in tables)
-        tables = [manifest.cast(t, schema) for t in tables]
-    table = pa.concat_tables(tables)
+    schema = manifest.unify(t.schema for t in tables)
+    if columns is not None:  # among them a profile column may be in none or some of the parts
+        known = {field.name: field for field in schema}
+        schema = pa.schema([known.get(name, pa.field(name, pa.string())) for name in columns])
+    table = pa.concat_tables(manifest.cast(t, schema) for t in tables)
     last = {index: row for row, index in enumerate(table["index"].to_pylist())}
     return table.take(pa.array([last[index] for index in sorted(last)], type=pa.int64()))
 

@@ -13,8 +13,10 @@ from jobs.config import pixels_fault
 from jobs.errors import EXIT_OK, InputError, ModelError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import nn
 
+_STRENGTH = 0.6
 _SUFFIXES: dict[str, dict[str, Any]] = {
     ".png": {},
     ".jpg": {"quality": 95},
@@ -40,11 +42,11 @@ def generate_file(args: argparse.Namespace) -> int:
         if fault is not None:
             raise InputError(f"{flag}: {pixels}: {fault}")
     loras = _loras(args.lora or [], args.lora_scale or [])
+    start = _start(args)
     if not args.model.is_dir():
         raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
 
     import torch
-    from PIL.Image import Image
 
     from zimage_core import AttentionBackendError, CheckpointError, generate, load_from_local_dir
 
@@ -83,6 +85,8 @@ def generate_file(args: argparse.Namespace) -> int:
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
             generator=torch.Generator("cpu").manual_seed(args.seed),
+            image=start,
+            strength=_STRENGTH if args.strength is None else args.strength,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -97,6 +101,32 @@ def generate_file(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return EXIT_OK
+
+
+def _start(args: argparse.Namespace) -> Image | None:
+    """The picture of `--init-image`, read before a model is loaded."""
+    from zimage_core.image_files import ImageFileError, read_image
+    from zimage_core.strength import first_step
+
+    if args.init_image is None:
+        if args.strength is not None:
+            raise InputError(f"--strength: {args.strength:g}: no --init-image is given")
+        return None
+    try:
+        first_step(args.steps, _STRENGTH if args.strength is None else args.strength)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+    try:
+        image = read_image(args.init_image).decode()
+    except ImageFileError as error:
+        raise InputError(f"--init-image: {error}") from error
+    if image.width * args.height != image.height * args.width:
+        print(
+            f"note: {args.init_image} is {image.width}x{image.height} and is stretched to "
+            f"{args.width}x{args.height}",
+            file=sys.stderr,
+        )
+    return image
 
 
 def _loras(files: list[Path], scales: list[float]) -> list[tuple[Path, float]]:

@@ -55,7 +55,15 @@ def plan_lease(
     for index in indices:
         on_sample(index)
         try:
-            samples.append(make_sample(generator, index, config.sampling, config.model.loras))
+            samples.append(
+                make_sample(
+                    generator,
+                    index,
+                    config.sampling,
+                    config.model.loras,
+                    config.prompts.images_root,
+                )
+            )
         except PromptError as error:
             made = Made(index, lease.attempt, (index,), "planned")
             failures[index] = made.failed("prompt_error", str(error))

@@ -157,7 +157,14 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes. Raises pa.ArrowInvalid, OSError for a damaged file."""
+    """The table in a Parquet file's bytes; of `columns` a profile column may be absent.
+
+    Raises:
+        pa.ArrowInvalid, OSError: the file is damaged.
+    """
+    if columns is not None and any(name.startswith(PROFILE_PREFIX) for name in columns):
+        known = {*COLUMN_NAMES, *pq.read_schema(io.BytesIO(content)).names}
+        columns = [name for name in columns if name in known]
     return pq.read_table(
         io.BytesIO(content),
         columns=list(columns) if columns else None,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.config import JobConfig, SamplingConfig, pixels_fault
 from jobs.errors import InputError
+from jobs.init_images import HASH_KEY, InitImage, find_image
 from prompt_generators import (
     ProfileError,
     PromptGenerator,
@@ -20,6 +21,7 @@ from prompt_generators import (
     make_generator,
     prompt_at,
 )
+from zimage_core.image_files import ImageFileError
 
 MAX_SEED = 2**63  # seeds are int64 in the manifest and wrap here
 CAPTION_MULTIPLE = 32
@@ -76,6 +78,7 @@ class Sample:
     width: int
     height: int
     loras: tuple[str, ...] = ()
+    init_image: InitImage | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -195,13 +198,20 @@ def num_prompts(config: JobConfig, generator: PromptGenerator) -> int:
 
 
 def make_sample(
-    generator: PromptGenerator, index: int, sampling: SamplingConfig, loras: Mapping[str, object]
+    generator: PromptGenerator,
+    index: int,
+    sampling: SamplingConfig,
+    loras: Mapping[str, object],
+    images_root: Path | None = None,
 ) -> Sample:
     """Sample `index` from the prompt `index // images_per_prompt`.
 
+    A starting image is looked for below `images_root` and hashed, but not decoded.
+
     Raises:
         PromptError: the generator raised, gave something that is no prompt, a size that is not
-            divisible by 16, or a LoRA twice or one that the job does not declare.
+            divisible by 16, a LoRA twice or one that the job does not declare, or an image that
+            is not there, cannot be used, or is one of several.
     """
     prompt_index, k = divmod(index, sampling.images_per_prompt)
     try:
@@ -210,11 +220,18 @@ def make_sample(
         raise PromptError(
             f"generate_prompt({prompt_index}) raised {type(error).__name__}: {error}"
         ) from error
-    if prompt.images:
-        raise PromptError(
-            f"generate_prompt({prompt_index}): images are given, but this model makes images "
-            "from text alone"
-        )
+    try:
+        init_image = find_image(images_root, tuple(prompt.images))
+    except ImageFileError as error:
+        raise PromptError(f"generate_prompt({prompt_index}): images: {error}") from error
+    metadata: dict[str, object] = dict(prompt.metadata)
+    added = {} if init_image is None else init_image.metadata
+    for key in sorted({HASH_KEY, *added} & metadata.keys()):
+        if metadata[key] != added.get(key):
+            raise PromptError(
+                f"generate_prompt({prompt_index}): metadata {key!r} is {metadata[key]!r}; allowed: "
+                "another name, since this one is kept for the starting image"
+            )
     for name in prompt.loras:
         if name not in loras:
             raise PromptError(
@@ -240,14 +257,16 @@ def make_sample(
         width=width,
         height=height,
         loras=tuple(sorted(prompt.loras)),  # their order has no part in the image
-        metadata=dict(prompt.metadata),
+        init_image=init_image,
+        metadata=metadata | added,
     )
 
 
 def plan_batches(
     samples: Sequence[Sample], caption_lengths: Sequence[int], batch_size: int
 ) -> list[list[Sample]]:
-    """The batches of a shard: samples of one (size, caption bucket, loras), in index order.
+    """The batches of a shard: samples alike in size, caption bucket, loras and in whether they
+    start from an image, in index order.
 
     A caption's bucket is its own length rounded up to a multiple of 32, the length that the
     transformer sees; a batch of one bucket needs no attention mask.
@@ -263,7 +282,8 @@ def plan_batches(
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample, length in zip(samples, caption_lengths, strict=True):
         bucket = -(-length // CAPTION_MULTIPLE)
-        key = (sample.width, sample.height, bucket, sample.loras)
+        starts = sample.init_image is not None  # such samples skip the first steps
+        key = (sample.width, sample.height, bucket, sample.loras, starts)
         groups.setdefault(key, []).append(sample)
     batches = [
         group[i : i + batch_size]

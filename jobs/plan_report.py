@@ -14,6 +14,7 @@ from jobs.plan import PromptError, make_sample
 from jobs.preparation import Prepared, RunOptions, output_uri, prepare
 from jobs.quantities import counted, duration, file_size
 from jobs.record import check_weights
+from zimage_core.strength import first_step
 
 _SHOWN_PROMPTS = 4
 # Bytes of a PNG for each pixel, from 1024 x 1024 test images of natural statistics: 1.8 MB.
@@ -177,7 +178,13 @@ def _prompts(prepared: Prepared) -> list[dict[str, Any]]:
     prompts: list[dict[str, Any]] = []
     for index in range(plan.start, min(plan.stop, plan.start + _SHOWN_PROMPTS)):
         try:
-            sample = make_sample(prepared.generator, index, config.sampling, config.model.loras)
+            sample = make_sample(
+                prepared.generator,
+                index,
+                config.sampling,
+                config.model.loras,
+                config.prompts.images_root,
+            )
         except PromptError as error:
             prompts.append({"index": index, "error": str(error)})
             continue
@@ -190,6 +197,7 @@ def _prompts(prepared: Prepared) -> list[dict[str, Any]]:
                 "width": sample.width,
                 "height": sample.height,
                 "loras": list(sample.loras),
+                "init_image": sample.init_image and sample.init_image.name,
             }
         )
     return prompts
@@ -202,11 +210,16 @@ def _time(
     if device is None:
         return None
     sampling = prepared.config.sampling
-    forwards = sampling.num_inference_steps * (2 if sampling.guidance_scale > 0 else 1)
+    steps = sampling.num_inference_steps
+    if prepared.config.prompts.images_root is not None:
+        steps -= first_step(steps, sampling.strength)  # taken to be so for every prompt
+    forwards = steps * (2 if sampling.guidance_scale > 0 else 1)
     peak, share = _DEVICES[device.lower()]
     flops = forwards * transformer_flops(sampling.width, sampling.height)
     # the decoder: 10.5 TFLOP at 1024 x 1024, linear in the pixels
     flops += 10.47e12 * sampling.width * sampling.height / 1024**2
+    if prepared.config.prompts.images_root is not None:
+        flops += 4.88e12 * sampling.width * sampling.height / 1024**2  # the encoder
     seconds = flops / (peak * 1e12 * share)
     number = gpus or 1
     return {

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from jobs.commits import FOLDER, Listing
 from jobs.config import JobConfig
 from jobs.errors import FingerprintError, InputError
+from jobs.init_images import check_images
 from jobs.loras import DeclaredLora, declared_loras, lora_changes
 from jobs.plan import MAX_SEED, JobPlan, job_generator, new_plan, num_prompts
 from jobs.record import PATH, JobRecord, check_record, prompt_source, read_record
-from jobs.resume import Resume, changed_samples, retry_failed
+from jobs.resume import Resume, changed_samples, concerns_image, retry_failed
 from jobs.settings import refuse_unavailable
 from jobs.storage import Storage
 from prompt_generators import PromptGenerator
@@ -68,6 +69,7 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
         StorageError: the output cannot be read.
     """
     refuse_unavailable(config)
+    check_images(config)
     generator = job_generator(config)
     sampling = config.sampling
     start = config.prompts.start * sampling.images_per_prompt
@@ -115,12 +117,18 @@ def _changes(
 ) -> dict[int, dict[int, list[str]]]:
     """Samples that changed with their prompts' source; refused unless accepted."""
     source = record.prompts.differences(prompt_source(config))
-    if not source and not record.unaccepted:
+    with_images = config.prompts.images_root is not None  # that a file changed shows in no source
+    if not source and not record.unaccepted and not with_images:
         return {}
     changed = changed_samples(config, generator, resume.plan, resume.listing)
-    # an interrupted acceptance goes on by itself, but covers no further change
-    if not changed or options.accept_changes or (record.unaccepted and not source):
+    if not changed or options.accept_changes:
         return changed
+    of_images = any(concerns_image(words) for shard in changed.values() for words in shard.values())
+    # an interrupted acceptance goes on by itself, but covers no further change
+    if record.unaccepted and not source and not of_images:
+        return changed
+    if of_images:
+        source = [*source, "starting images"]
     lines = [
         f"sample {index}: {'; '.join(words)}"
         for shard in sorted(changed)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from tqdm import tqdm
 
 from jobs.commits import Listing, failed_indices, missing_indices
 from jobs.config import JobConfig
+from jobs.init_images import HASH_KEY, NAME_KEY
+from jobs.manifest import PROFILE_PREFIX
 from jobs.plan import JobPlan, PromptError, Sample, Shard, lost_sample, make_sample
 from jobs.quantities import counted
 from jobs.scheduler import Work
 from prompt_generators import PromptGenerator
+from zimage_core.image_files import ImageFileError
 
 _COMPARED = ("prompt", "negative_prompt", "seed", "width", "height", "loras")
+_NAME_COLUMN, _HASH_COLUMN = PROFILE_PREFIX + NAME_KEY, PROFILE_PREFIX + HASH_KEY
+_IMAGE_WORDS = "starting image: "
 
 
 @dataclass
@@ -92,7 +99,9 @@ class Resume:
             note = f" ({counted(partly, 'shard')} partly done)" if partly else ""
             parts.append(f"{self.num_missing} to make{note}")
         if self.num_changed:
-            parts.append(f"{self.num_changed} to make again because of changed prompts")
+            all_words = (words for shard in self.changed.values() for words in shard.values())
+            what = "prompts or images" if any(map(concerns_image, all_words)) else "prompts"
+            parts.append(f"{self.num_changed} to make again because of changed {what}")
         if self.num_retried:
             parts.append(f"{counted(self.num_retried, 'failed row')} to make again")
         left = listing.num_failed - self.num_retried
@@ -113,10 +122,22 @@ def retry_failed(plan: JobPlan, listing: Listing) -> dict[int, set[int]]:
 def changed_samples(
     config: JobConfig, generator: PromptGenerator, plan: JobPlan, listing: Listing
 ) -> dict[int, dict[int, list[str]]]:
-    """Committed samples that the job would now make from another prompt, seed or size."""
+    """Committed samples that the job would now make from another prompt, seed, size or image."""
     changed: dict[int, dict[int, list[str]]] = {}
-    columns = [*_COMPARED, "error_type"]
-    for shard_id, table in listing.current_tables(sorted(listing.parts), columns):
+    columns = [*_COMPARED, "error_type", _NAME_COLUMN, _HASH_COLUMN]
+    tables = listing.current_tables(sorted(listing.parts), columns)
+    if config.prompts.images_root is not None:  # all files are read: not done in a moment
+        bar = tqdm(
+            tables,
+            desc="comparing starting images",
+            unit="shard",
+            total=len(listing.parts),
+            delay=1,
+            disable=None,  # where no one looks
+            leave=False,
+        )
+        tables = iter(bar)
+    for shard_id, table in tables:
         for row in table.to_pylist():
             differences = _differences(config, generator, row)
             if differences:
@@ -144,11 +165,27 @@ def _differences(
     if row["error_type"] == "prompt_error":
         return []  # there was no sample: a generator that was mended since makes it when retried
     try:
-        sample = make_sample(generator, index, config.sampling, config.model.loras)
+        sample = make_sample(
+            generator, index, config.sampling, config.model.loras, config.prompts.images_root
+        )
     except PromptError as error:
-        return [f"{error}"]
-    now = row_values(sample)
+        of_image = isinstance(error.__cause__, ImageFileError)
+        return [f"{_IMAGE_WORDS}{error.__cause__}" if of_image else f"{error}"]
     if row["error_type"] in ("worker_died", "worker_stalled") and row["prompt"] == "":
         # the worker died before it could say what the prompt was
-        now = row_values(lost_sample(config, index))
-    return [f"{key}: {row[key]!r} -> {now[key]!r}" for key in _COMPARED if row[key] != now[key]]
+        sample = lost_sample(config, index)
+    now = row_values(sample)
+    words = [f"{key}: {row[key]!r} -> {now[key]!r}" for key in _COMPARED if row[key] != now[key]]
+    # By content: a file that only has another name gives the same image.
+    name, image = row[_NAME_COLUMN], sample.init_image
+    if row[_HASH_COLUMN] != (image and image.sha256):
+        if image is not None and name == image.name:
+            words.append(f"{_IMAGE_WORDS}{name}: the file's content is another one")
+        else:
+            words.append(f"{_IMAGE_WORDS}{name!r} -> {image and image.name!r}")
+    return words
+
+
+def concerns_image(words: Sequence[str]) -> bool:
+    """Whether a sample is another one because of its starting image."""
+    return any(word.startswith(_IMAGE_WORDS) for word in words)

@@ -45,6 +45,8 @@ class Upload:
         known = frozenset(self.files)
         if not path.is_dir():
             return self._missing_file(path, known)
+        for folder in _links_to_folders(path):
+            return f"{folder.relative_to(self.root)} is a link to a folder, which is not followed"
         files = sorted(file for file in _walk(path) if not file.name.startswith("."))
         if not files:
             return "it is an empty folder"
@@ -129,6 +131,11 @@ def _walk(root: Path) -> Iterator[Path]:
         if Path(folder) == root:
             names[:] = [name for name in names if name not in _NEVER_AT_TOP]
         yield from (Path(folder) / name for name in files)
+
+
+def _links_to_folders(root: Path) -> Iterator[Path]:
+    for folder, names, _ in os.walk(root):
+        yield from (path for name in sorted(names) if (path := Path(folder) / name).is_symlink())
 
 
 def _may_go(path: Path) -> bool:

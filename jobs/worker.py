@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from jobs.batch_starts import BatchStarts, read_starts
 from jobs.config import JobConfig
 from jobs.device import (
     DeviceError,
@@ -39,6 +40,7 @@ from jobs.executor import (
 )
 from jobs.fingerprint import node_fingerprint
 from jobs.image_output import ImageOutput, Made, fault_of
+from jobs.init_images import check_images
 from jobs.lease_plan import plan_lease
 from jobs.loras import load_loras
 from jobs.manifest import BatchMode
@@ -79,6 +81,7 @@ class GenerationWorker:
         self._loras: LoraSwitcher | None = None
         self._generator: PromptGenerator | None = None
         self._settings: Settings | None = None
+        self._starts = BatchStarts()
         self._images = ImageOutput(self.storage, self.config)
 
     @property
@@ -107,6 +110,7 @@ class GenerationWorker:
         started = time.perf_counter()
         self._settings = settings
         self._check_output()
+        check_images(self.config, node=socket.gethostname())
         torch.set_num_threads(settings.threads_per_worker)
         path = self._weights()
         parts = self.config.model.parts
@@ -211,9 +215,16 @@ class GenerationWorker:
         self, lease: Lease, batch: list[Sample], wanted: set[int]
     ) -> tuple[list[Future[Result] | Result], int]:
         """Generate a batch, falling back to smaller ones; results, and the bytes that wait."""
+        first_mode: BatchMode = "single" if lease.isolate else "planned"
+        self._starts = read_starts(batch, self.config.prompts.images_root, self._tick)
+        results: list[Future[Result] | Result] = [
+            Made(index, lease.attempt, (index,), first_mode).failed("prompt_error", message)
+            for index, message in self._starts.faults.items()
+        ]
+        usable = [s for s in batch if s.index not in self._starts.faults]
         queue: deque[tuple[list[Sample], BatchMode]] = deque()
-        queue.append((batch, "single" if lease.isolate else "planned"))
-        results: list[Future[Result] | Result] = []
+        if usable:
+            queue.append((usable, first_mode))
         size = 0
         while queue:
             part, mode = queue.popleft()
@@ -268,6 +279,10 @@ class GenerationWorker:
             )
         self._merge_loras(first.loras)
         self._steps += 1
+        # A generator draws the latents of an image to start from, and the noise after them.
+        generators = [torch.Generator("cpu").manual_seed(s.seed) for s in batch]
+        images = self._starts.of(batch)
+        image_latents = None if images is None else pipeline.encode_image(images, generators)
         latents = pipeline.denoise(
             prompts,
             height=first.height,
@@ -275,15 +290,17 @@ class GenerationWorker:
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
             negative_prompt_embeds=negatives,
-            generators=[torch.Generator("cpu").manual_seed(s.seed) for s in batch],
+            generators=generators,
+            image_latents=image_latents,
+            strength=sampling.strength,
             cfg_normalization=sampling.cfg_normalization,
             cfg_truncation=sampling.cfg_truncation,
             on_step=self._tick,
         )
-        images = pipeline.decode(latents)
+        decoded = pipeline.decode(latents)
         self._steps += 1
-        finite = torch.isfinite(images).flatten(1).all(1).tolist()
-        pixels = to_uint8(torch.nan_to_num(images))
+        finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
+        pixels = to_uint8(torch.nan_to_num(decoded))
         return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
 
     def _merge_loras(self, names: Sequence[str]) -> None:

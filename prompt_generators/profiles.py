@@ -27,6 +27,7 @@ class PromptFields(TypedDict, total=False):
     width: int | None
     height: int | None
     negative_text: str | None
+    images: tuple[str, ...]
     loras: tuple[str, ...]
 
 
@@ -116,9 +117,16 @@ class Profiles:
         )
 
     def prompt_fields(
-        self, row: int, *, seed: str = "seed", negative: str = "negative_prompt"
+        self,
+        row: int,
+        *,
+        seed: str = "seed",
+        negative: str = "negative_prompt",
+        image: str | None = None,
     ) -> PromptFields:
-        """What the reserved columns say; `seed` and `negative` name the columns to read.
+        """What the reserved columns say; `seed`, `negative` and `image` name columns to read.
+
+        A cell of `image` is the path of an image to start from, empty where there is none.
 
         Raises:
             ProfileError: a cell that cannot be a seed, a size, a negative prompt or names of LoRAs.
@@ -135,6 +143,7 @@ class Profiles:
             "width": width,
             "height": height,
             "negative_text": self.text_cell(row, negative),
+            "images": () if image is None else self._images(row, image),
             "loras": self._loras(row),
         }
 
@@ -151,6 +160,10 @@ class Profiles:
                 allowed="names of the job's model.loras, separated by commas",
             )
         return names
+
+    def _images(self, row: int, column: str) -> tuple[str, ...]:
+        path = self.text_cell(row, column)
+        return () if path is None else (path,)
 
     def _side(self, row: int, column: str) -> int | None:
         side = self.int_cell(row, column, SIZE_MULTIPLE, 2**16)

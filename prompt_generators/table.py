@@ -17,6 +17,8 @@ class TableGenerator:
         column: the column with the prompts; every cell must hold text.
         negative_column: one with negative prompts; `negative_prompt` is read if not given.
         seed_column: one with seeds; `seed` is read if not given.
+        image_column: one with images to start from: paths relative to the job's
+            `prompts.images_root`; an empty cell is none.
 
     Raises:
         ProfileError: the table, or a cell of it, cannot be used; all rows are checked.
@@ -31,10 +33,16 @@ class TableGenerator:
         column: str = "prompt",
         negative_column: str | None = None,
         seed_column: str | None = None,
+        image_column: str | None = None,
     ) -> None:
         if profiles is None:
             raise ValueError("the generator 'table' needs a profile table")
-        named = {"column": column, "negative_column": negative_column, "seed_column": seed_column}
+        named = {
+            "column": column,
+            "negative_column": negative_column,
+            "seed_column": seed_column,
+            "image_column": image_column,
+        }
         self.profiles = read_profiles(profiles, sheet)
         for option, name in named.items():
             if name is None and option != "column":
@@ -45,6 +53,7 @@ class TableGenerator:
         self.column = column
         self.negative_column = negative_column or "negative_prompt"
         self.seed_column = seed_column or "seed"
+        self.image_column = image_column
         for row in range(len(self.profiles)):
             if self.profiles.rows[row][column] is None:
                 raise self.profiles.error("the prompt is empty", row=row, column=column)
@@ -63,6 +72,6 @@ class TableGenerator:
         text = self.profiles.text_cell(index, self.column)
         assert text is not None  # checked by the constructor
         fields = self.profiles.prompt_fields(
-            index, seed=self.seed_column, negative=self.negative_column
+            index, seed=self.seed_column, negative=self.negative_column, image=self.image_column
         )
         return self.profiles.prompt(index, text, fields)

@@ -182,7 +182,7 @@ GENERATE = {
     "backend": (["--attention", "flash"], 2, "--attention: attention backend 'flash' cannot run"),
     "lora": (["--lora", "x.safetensors"], 2, "--lora: x.safetensors: no such file"),
     "lora scale": (["--lora-scale", "1"], 2, "--lora-scale: 1: no --lora is given"),
-    "init image": (["--init-image", "x.png"], 2, "--init-image: x.png: not available yet"),
+    "init image": (["--init-image", "x.png"], 2, "--init-image: x.png: no such file"),
 }
 
 
@@ -300,7 +300,7 @@ ROWS = {
         "generate_prompt(2): width 1000: not divisible by 16; nearest: 992 or 1008",
     ),
     "lora": ("return Prompt('A cat', loras=('ink',))", "LoRA 'ink' is not declared in model.loras"),
-    "image": ("return Prompt('A cat', images=('a.png',))", "images are given, but this model"),
+    "image": ("return Prompt('A cat', images=('a.png',))", "the job has no prompts.images_root"),
     "surrogate": ("return 'A cat \\ud83d'", "Prompt.text holds a lone surrogate"),
     "message": ("raise ValueError('\\ud83d')", "generate_prompt(2) raised ValueError: ?"),
 }
