@@ -114,7 +114,7 @@ def _shapes(
     if kind.name != "text_encoder":
         state = make_module().state_dict()
         return {key: tuple(tensor.shape) for key, tensor in state.items()}, {}
-    # Building this one imports transformers.
+    # A whole one also has what is not used here.
     expected = text_encoder_shapes(config)
     full = full_model_shapes(config)
     return expected, {key: shape for key, shape in full.items() if key not in expected}

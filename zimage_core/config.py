@@ -305,6 +305,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _read(cls: type[_Config], path: Path, values: dict[str, Any] | None = None) -> _Config:
     values = read_json(path) if values is None else values
     keys = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    quantised = values.get("quantization_config")
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        _refuse(path, [f"quantization_config: is quantised with {method}, which is not supported"])
     problems = [
         f"unknown key {key!r} with value {values[key]!r}; allowed: {', '.join(keys)}"
         for key in values

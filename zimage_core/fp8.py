@@ -117,6 +117,11 @@ def attach_scales(
             )
     for layer, scale in scales.items():
         weight = weights.get(f"{layer}.weight")
+        if weight is not None and weight.dtype not in (*FLOAT8_DTYPES, *PLAIN_DTYPES):
+            raise CheckpointError(  # at once: a file has hundreds of such layers
+                f"{weight.file}: tensor {weight.name!r} is stored as {weight.dtype} with the scale "
+                f"{scale.name!r}, which is not supported; allowed: {', '.join(FLOAT8_DTYPES)}"
+            )
         problem = _scale_problem(scale, weight)
         if problem is not None:
             problems.append(f"{scale.file}: tensor {scale.name!r} {problem}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +100,7 @@ PLAIN_DTYPES: Mapping[str, torch.dtype] = {
 
 
 def plain_encoding(name: str, dtype: torch.dtype) -> Encoding:
-    """An encoding that torch has a dtype for: float8 becomes float32, the others stay."""
-    if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        return Encoding(name, 1, dtype.itemsize, lambda raw: raw.view(dtype).float())
+    """An encoding that torch has a dtype for."""
     return Encoding(name, 1, dtype.itemsize, lambda raw: raw.view(dtype))
 
 
@@ -134,6 +133,7 @@ class WeightReader:
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
         self._unreleased = 0
+        self._buffer = torch.empty(0)
 
     def __enter__(self) -> Self:
         return self
@@ -198,17 +198,29 @@ class WeightReader:
         begin = stored.offset + start // encoding.block_elements * encoding.block_bytes
         length = (stop - start) // encoding.block_elements * encoding.block_bytes
         mapped = self._map(stored, begin + length)
-        raw = torch.frombuffer(mapped, dtype=torch.uint8, count=length, offset=begin)
+        with warnings.catch_warnings():
+            # Of memory that is not writable: nobody writes to it. A private mapping would be, but
+            # counts against the machine's memory as if it were filled.
+            warnings.simplefilter("ignore", UserWarning)
+            raw = torch.frombuffer(mapped, dtype=torch.uint8, count=length, offset=begin)
         if raw.data_ptr() % 8:  # the safetensors format does not ask for alignment
             raw = raw.clone()
         piece = encoding.decode(raw)
-        if scale is not None:
-            if len(scale) > 1:
+        if scale is not None or piece.dtype not in PLAIN_DTYPES.values():  # float8
+            numbers = self._scratch(len(piece)).copy_(piece)
+            if scale is not None:
                 columns = stored.num_elements // len(scale)
-                scale = scale[start // columns : stop // columns]
-            piece = (piece.float().view(len(scale), -1) * scale[:, None]).view(-1)
+                of_rows = scale if len(scale) == 1 else scale[start // columns : stop // columns]
+                numbers.view(len(of_rows), -1).mul_(of_rows[:, None])
+            piece = numbers
         yield piece
         self._release(mapped, length)
+
+    def _scratch(self, size: int) -> Tensor:
+        """Float32 (size,), the same memory each time: new memory costs more than the decoding."""
+        if len(self._buffer) < size:
+            self._buffer = torch.empty(size)
+        return self._buffer[:size]
 
     def _release(self, mapped: mmap.mmap, length: int) -> None:
         """Give back pages that were read; they stay in the system's cache, not in this process.
@@ -226,8 +238,7 @@ class WeightReader:
         try:
             if mapped is None:
                 with stored.file.open("rb") as file:
-                    # Copy on write, since torch wants memory that it may write to.
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 if hasattr(mmap, "MADV_SEQUENTIAL"):
                     mapped.madvise(mmap.MADV_SEQUENTIAL)
                 self._maps[stored.file] = mapped

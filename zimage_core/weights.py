@@ -162,12 +162,11 @@ def weights_fingerprint(
     files = named_checkpoint_files(
         model_dir, transformer=transformer, vae=vae, text_encoder=text_encoder
     )
-    lines = []
-    for name, content in zip(
-        files, hash_files([(path, ["sha256"]) for path in files.values()]), strict=True
-    ):
+    hashes = {}
+    paths = list(dict.fromkeys(files.values()))  # one file may give several models
+    for path, content in zip(paths, hash_files([(p, ["sha256"]) for p in paths]), strict=True):
         if isinstance(content, OSError):
             raise content
-        lines.append(f"{name}\0{content.hashes['sha256']}\n")
-    lines.sort()
+        hashes[path] = content.hashes["sha256"]
+    lines = sorted(f"{name}\0{hashes[path]}\n" for name, path in files.items())
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -4,10 +4,12 @@ import json
 import shutil
 
 import foreign_layouts as foreign
+import huggingface_hub.constants
 import pyarrow.parquet as pq
 import pytest
 import torch
 from cli_calls import CommandLine
+from hub_server import REPO, serve
 
 from jobs.fingerprint import node_fingerprint
 from jobs.job_file import read_job
@@ -175,3 +177,28 @@ def test_folder_without_the_replaced_weights_is_complete(origin, tmp_path):
     assert ensure_model_weights(base, transformer=path) == base
     with pytest.raises(ValueError, match="file is missing"):
         ensure_model_weights(base)
+
+
+def test_replaced_weights_are_not_fetched(origin, tmp_path, monkeypatch):
+    server = serve(origin)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    part = foreign.save(foreign.transformer_state(origin), tmp_path / "a.safetensors")
+    folder = tmp_path / "new"
+    try:
+        with pytest.raises(ValueError, match="none: no such transformer"):
+            ensure_model_weights(folder, REPO, transformer=tmp_path / "none")
+        assert not server.paths
+        assert ensure_model_weights(folder, REPO, transformer=part) == folder
+        assert "transformer/config.json" in server.paths
+        assert foreign.TRANSFORMER not in server.paths
+        sent = len(server.sent)
+        assert ensure_model_weights(folder, REPO, transformer=part) == folder
+        assert len(server.sent) == sent
+        # A job without the file fetches the rest, and only that.
+        ensure_model_weights(folder, REPO)
+        assert {request.path for request in server.sent[sent:]} == {foreign.TRANSFORMER}
+    finally:
+        server.close()
+    assert weights_fingerprint(folder) == weights_fingerprint(origin)

@@ -178,7 +178,7 @@ def scaled_fp8(
 
     Args:
         old: `scaled_fp8` and `.scale_weight`, else `.weight_scale`.
-        marker: how new files say so: "tensors" (`.comfy_quant`) or "metadata".
+        marker: how new files say so: "tensors" (`.comfy_quant`), "metadata" or "none".
 
     Returns:
         Tensors, metadata, and what the weights come to in float32.

@@ -181,6 +181,23 @@ def test_scale_without_weight_or_of_another_shape(base, tmp_path):
     refused(base, path, "is a scale stored as I32; allowed: F32, F16, BF16")
 
 
+def test_integers_with_scales_and_no_marker(base, tmp_path):
+    fused = foreign.comfy_transformer(foreign.transformer_state(base))
+    state, metadata, _ = foreign.scaled_fp8(fused, old=False, marker="none")
+    state = {
+        key: t.view(torch.int8) if t.dtype == torch.float8_e4m3fn else t for key, t in state.items()
+    }
+    path = foreign.save(state, tmp_path / "t.safetensors", metadata)
+    refused(base, path, "is stored as I8 with the scale '", "which is not supported")
+
+
+def test_scales_count_without_any_marker(base, tmp_path):
+    fused = foreign.comfy_transformer(foreign.transformer_state(base))
+    state, metadata, values = foreign.scaled_fp8(fused, old=False, marker="none")
+    path = foreign.save(state, tmp_path / "t.safetensors", metadata)
+    assert_values(load(base, transformer=path)["transformer"], split(values))
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [

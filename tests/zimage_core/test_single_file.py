@@ -279,6 +279,20 @@ def test_formats_that_are_not_supported_are_refused_by_name(
     assert len(text.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["transformer", "text_encoder"])
+def test_a_quantised_folder_is_refused_by_name(base, tmp_path, name):
+    folder = shutil.copytree(base, tmp_path / "quantised")
+    path = folder / name / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {"quant_method": "sdnq", "weights_dtype": "int8"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        check_checkpoint(folder)
+    assert str(caught.value) == (
+        f"{path}: quantization_config: is quantised with sdnq, which is not supported"
+    )
+
+
 def test_integer_weights_are_refused_once(base, origin, tmp_path):
     state = foreign.transformer_state(origin)
     state = {key: t.to(torch.int8) if t.ndim == 2 else t for key, t in state.items()}
