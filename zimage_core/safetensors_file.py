@@ -69,8 +69,8 @@ def read_header(path: Path) -> SafetensorsHeader:
         metadata = {str(key): str(v) for key, v in (header.pop("__metadata__", {}) or {}).items()}
         places = []
         for key, entry in header.items():
-            begin, stop = map(int, entry["data_offsets"])
-            shape = tuple(map(int, entry["shape"]))
+            begin, stop = _counts(entry["data_offsets"])
+            shape = _counts(entry["shape"])
             places.append((begin, stop, key, str(entry["dtype"]), shape))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is corrupt, or no safetensors file") from error
@@ -83,12 +83,8 @@ def read_header(path: Path) -> SafetensorsHeader:
                 f"{path}: tensor {key!r} is stored as {dtype}; allowed: "
                 f"{', '.join([*PLAIN_DTYPES, *FLOAT8_DTYPES])}"
             )
-        bits = math.prod(shape) * encoding.block_bytes * 8
-        if (
-            min(shape, default=0) < 0
-            or begin != end
-            or (stop - begin) * 8 * encoding.block_elements != bits
-        ):
+        blocks = math.prod(shape) * encoding.block_bytes
+        if begin != end or (stop - begin) * encoding.block_elements != blocks:
             raise CheckpointError(
                 f"{path}: is corrupt: bytes {begin} to {stop} cannot be those of tensor {key!r}, "
                 f"{dtype} {list(shape)}"
@@ -100,3 +96,10 @@ def read_header(path: Path) -> SafetensorsHeader:
         state = "truncated" if size < whole else "corrupt"
         raise CheckpointError(f"{path}: is {state}: {size} bytes, but its header says {whole}")
     return SafetensorsHeader({key: tensors[key] for key in header}, metadata)
+
+
+def _counts(values: list[int]) -> tuple[int, ...]:
+    """Whole numbers of a header; JSON has others too, infinity among them."""
+    if not isinstance(values, list) or any(type(v) is not int or v < 0 for v in values):
+        raise ValueError(values)
+    return tuple(values)

@@ -206,6 +206,9 @@ def header(tensors):
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         (header([]), "is corrupt"),
         (header({"a": {}}), "is corrupt"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}}), "is corrupt"),
+        (header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}), "is corrupt"),
+        (header({"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}), "is corrupt"),
         (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}), "is corrupt"),
         (
             header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}) + b"\0" * 4,

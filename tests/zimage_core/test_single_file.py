@@ -1,6 +1,7 @@
 """Single files in other layouts load to the very tensors of the folder they were made from."""
 
 import json
+import random
 import shutil
 
 import foreign_layouts as foreign
@@ -316,6 +317,24 @@ def test_file_that_is_none(base, tmp_path, suffix, content, message):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     refused(base, "transformer", path, message)
+
+
+def test_damaged_headers_are_refused_by_name(base, origin, tmp_path):
+    """Whatever three bytes of a header become: an error that names the file, or the same model."""
+    state = foreign.comfy_transformer(foreign.transformer_state(origin))
+    path = foreign.save(state, tmp_path / "t.safetensors")
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    chance = random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[chance.randrange(header)] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            check_checkpoint(base, transformer=path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
 
 
 def test_truncated_and_missing_file(base, origin, tmp_path):
