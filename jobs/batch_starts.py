@@ -51,10 +51,11 @@ def read_starts(
             continue
         try:
             image = decode_image(root, sample.init_image)
-        except ImageFileError as error:
-            faults[sample.index] = str(error)
-        else:
             size = {"height": sample.height, "width": sample.width}
             images[sample.index] = from_input(image, **size)
+        except ImageFileError as error:
+            faults[sample.index] = str(error)
+        except Exception as error:  # noqa: BLE001 - costs its own row, whatever it is
+            faults[sample.index] = f"{sample.init_image.name}: {type(error).__name__}: {error}"
         on_image(sample.index)
     return BatchStarts(images, faults)

@@ -181,7 +181,7 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--accept-changes",
         action="store_true",
-        help="make the samples again whose prompts changed since",
+        help="make the samples again whose prompts or starting images changed since",
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME_KEY = "init_image"
 HASH_KEY = "init_image_sha256"
-_HASHES_KEPT = 65536  # a few MB; an image of many prompts is hashed once
+_HASHES_KEPT = 65536  # some 30 MB; an image of many prompts is hashed once
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,9 @@ def decode_image(root: Path | None, image: InitImage) -> Image:
     if root is None:
         raise ImageFileError(f"{image.name}: the job has no prompts.images_root to find it below")
     file = read_image(path_below(root, image.name), name=image.name)
-    if file.sha256 != image.sha256:
+    found = file.sha256
+    if found != image.sha256:
         raise ImageFileError(
-            f"{image.name}: changed while the job ran: its sha256 was {image.sha256}, and is "
-            f"{file.sha256}"
+            f"{image.name}: changed while the job ran: its sha256 was {image.sha256} and is {found}"
         )
     return file.decode()

@@ -135,6 +135,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _links_to_folders(root: Path) -> Iterator[Path]:
     for folder, names, _ in os.walk(root):
+        names[:] = [name for name in names if not name.startswith(".") and name not in _NEVER]
         yield from (path for name in sorted(names) if (path := Path(folder) / name).is_symlink())
 
 

@@ -223,7 +223,7 @@ class GenerationWorker:
         ]
         usable = [s for s in batch if s.index not in self._starts.faults]
         queue: deque[tuple[list[Sample], BatchMode]] = deque()
-        if usable:
+        if wanted.intersection(s.index for s in usable):
             queue.append((usable, first_mode))
         size = 0
         while queue:

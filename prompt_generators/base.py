@@ -114,7 +114,7 @@ class Prompt:
         negative_text: what it must not show.
         seed: 0 to 2**63 - 1 (the manifest's int64).
         width, height: pixels.
-        images: input images, relative to the job's `prompts.images_root`.
+        images: relative to the job's `prompts.images_root`; a single one is what is started from.
         loras: names that the job declares under `model.loras`.
         metadata: flat scalars, copied to the manifest as `profile_<name>`.
 
@@ -170,6 +170,7 @@ def _names(name: str, values: object) -> tuple[str, ...]:
     for value in names:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"Prompt.{name} must hold texts that are not blank, got {value!r}")
+        _check_utf8(name, value)
     return names
 
 

@@ -110,7 +110,7 @@ class ZImagePipeline:
 
     @torch.no_grad()
     def encode_image(
-        self, images: Tensor, generators: Generator | Sequence[Generator] | None
+        self, images: Tensor, generators: Generator | Sequence[Generator] | None = None
     ) -> Tensor:
         """Encode starting images to latents, drawn from the Gaussian that the autoencoder gives.
 

@@ -16,6 +16,7 @@ from jobs.job_file import read_job
 from jobs.plan import Sample, plan_batches
 from jobs.submission import lost_on_the_way
 from jobs.upload import collect
+from jobs.worker import GenerationWorker
 from jobs.writers import pixels_sha256
 from zimage_core import generate, load_from_local_dir
 from zimage_core.image_files import ImageFileError
@@ -157,17 +158,21 @@ def test_a_changed_image_is_noticed(job: CommandLine) -> None:
     assert {i: after[i] for i in range(3)} == {i: before[i] for i in range(3)}
     assert "nothing to make" in job.run(code=0).err
 
+    # an acceptance that was interrupted covers no further change of an image
+    record = job.folder / "out/job.json"
+    accepted = record.read_text()
+    record.write_text(json.dumps(json.loads(accepted) | {"unaccepted": True}))
+    kept = (pics / "c.bmp").read_bytes()
+    picture(7).save(pics / "c.bmp")
+    assert "sample 3: starting image: c.bmp" in job.run(code=2).err
+    (pics / "c.bmp").write_bytes(kept)
+    record.write_text(accepted)
+
     # another name for the same content makes no other image
     (pics / "people/b.jpg").rename(pics / "d.jpg")
     assert "sample 1: starting image: people/b.jpg: no such file" in job.run(code=2).err
     table(job, "a.png", "d.jpg", "", "c.bmp")
     assert "nothing to make" in job.run(code=0).err
-
-    # an acceptance that was interrupted covers no further change of an image
-    record = job.folder / "out/job.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"unaccepted": True}))
-    picture(7).save(pics / "c.bmp")
-    assert "sample 3: starting image: c.bmp" in job.run(code=2).err
 
 
 def test_text_rows_that_get_an_image_are_named(job: CommandLine) -> None:
@@ -182,7 +187,9 @@ def test_text_rows_that_get_an_image_are_named(job: CommandLine) -> None:
     assert "sample 0: starting image: 'a.png' -> None" in job.run(*text, code=2).err
 
 
-def test_a_mended_image_is_made_as_if_it_had_never_been_broken(job: CommandLine) -> None:
+def test_a_mended_image_is_made_as_if_it_had_never_been_broken(
+    job: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table(job, "a.png", "people/b.jpg", "c.png")
     job.run(code=0)
     whole = (job.folder / "pics/c.png").read_bytes()
@@ -191,6 +198,9 @@ def test_a_mended_image_is_made_as_if_it_had_never_been_broken(job: CommandLine)
     assert "sample 2: prompt_error: c.png: damaged or cut off" in ended.err
     assert by_index(job, "other")[0]["batch"] == [0, 1]
     assert by_index(job, "other")[2]["prompt"] == "a cat and a dog"
+    with monkeypatch.context() as patched:  # its neighbours are not made for nothing
+        patched.setattr(GenerationWorker, "_generate", lambda *_: pytest.fail("made"))
+        job.run("--output", "other", "--retry-failed", code=3)
     (job.folder / "pics/c.png").write_bytes(whole)
     job.run("--output", "other", code=3)  # failed rows stay until they are asked for
     job.run("--output", "other", "--retry-failed", code=0)
@@ -337,6 +347,8 @@ def test_images_must_survive_the_trip_to_a_cluster(job: CommandLine, tmp_path: P
     (job.folder / "output").mkdir()
     picture(1).save(job.folder / "output/a.png")
     assert "output/ and ckpts/ are left out" in lost("prompts.images_root=output")[0]
+    (job.folder / "pics/.cache").symlink_to(job.folder / "output")  # hidden ones stay behind
+    assert lost() == []
     (job.folder / "pics/more").symlink_to(job.folder / "output")
     (line,) = lost()
     assert line.startswith("job.yaml: prompts.images_root: value 'pics': the cluster would not")

@@ -51,6 +51,7 @@ def test_metadata_does_not_follow_its_source():
         {"height": "512"},
         {"images": "a.png"},
         {"images": ["a.png", ""]},
+        {"images": ["half an emoji \ud83d.png"]},
         {"loras": [3]},
         {"metadata": {"a": [1]}},
         {"metadata": {"a": float("nan")}},

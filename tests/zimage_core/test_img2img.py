@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from zimage_core import ZImagePipeline, generate, load_from_local_dir
+from zimage_core.images import from_input
 from zimage_core.strength import first_step
 from zimage_core.tiny.make import make_checkpoint
 
@@ -162,6 +163,20 @@ def test_images_stay_with_their_prompts(pair: Pair) -> None:
     expected = pair.theirs(**arguments, image=twice, generator=seeded(4))
     actual = pair.ours(**arguments, image=pictures, generator=seeded(4))
     assert distance(actual, expected) < 1e-5
+
+    # with one generator, that draws the latents of each picture once
+    generator = Generator().manual_seed(5)
+    starts = pair.pipeline.encode_image(from_input(pictures, height=64, width=96), generator)
+    embeds = pair.pipeline.encode(PROMPTS[:2])
+    by_hand = pair.pipeline.denoise(
+        [embeds[0], embeds[0], embeds[1], embeds[1]],
+        **SMALL,
+        latents=torch.randn((4, *starts.shape[1:]), generator=generator),
+        image_latents=torch.stack([starts[0], starts[0], starts[1], starts[1]]),
+        strength=0.5,
+    )
+    actual = pair.ours(**arguments, image=pictures, generator=Generator().manual_seed(5))
+    assert torch.equal(actual, by_hand)
 
 
 @pytest.mark.parametrize("image", [picture(), [picture(i) for i in range(3)]], ids=["one", "list"])
