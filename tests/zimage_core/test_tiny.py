@@ -1,7 +1,6 @@
 """The maker of tiny checkpoints: same arguments, same bytes; diffusers loads what it writes."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from zimage_core.tiny.make import Sizes, main, make_checkpoint
 from zimage_core.tiny.tokenizer import captions, train_tokenizer
 
 SMALL = {"layers": 1, "text_layers": 2, "vocab_size": 320, "vae_channels": (8, 8, 8, 8)}
-SHIPPED = Path(__file__).parents[2] / "data" / "checkpoints" / "z-image-tiny"
 
 
 def contents(folder):
@@ -114,17 +112,3 @@ def test_tokenizer_knows_its_words_and_any_bytes():
     start = tokenizer.encode("<|im_start|>user")
     assert start.tokens == ["<|im_start|>", "user"]
     assert len(set(captions(3000))) > 2400
-
-
-def test_shipped_checkpoint_is_the_one_that_the_maker_makes(tmp_path):
-    made, shipped = contents(make_checkpoint(tmp_path / "a")), contents(SHIPPED)
-    assert made.keys() == shipped.keys()
-    assert sum(map(len, shipped.values())) < 4_000_000
-    # Weights may differ in the last bit between builds of torch: shapes and values, not bytes.
-    for name in made:
-        if not name.endswith(".safetensors"):
-            assert made[name] == shipped[name], name
-            continue
-        ours, theirs = load_file(tmp_path / "a" / name), load_file(SHIPPED / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.allclose(ours[key], theirs[key], atol=1e-3) for key in ours), name

@@ -24,14 +24,14 @@ _DECAY_FROM = 0.5
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage is to take: a number of steps, or minutes that it is worked on.
+    """How long a stage is to take: a number of steps, or else minutes that it is worked on.
 
     Minutes are turned into steps by the pace so far. That is settled once 0.4 of them are over,
     while the learning rate is still constant, and logged: with these steps a training repeats.
     """
 
-    minutes: float
     steps: int | None = None
+    minutes: float = 1.0
 
     def estimate(self, step: int, seconds: float) -> int:
         """Steps of the whole stage, by the pace of its first `step` steps in `seconds`."""

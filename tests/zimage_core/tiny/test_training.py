@@ -30,7 +30,7 @@ STEPS = {"vae": 2, "text": 2, "dit": 4, "distill": 2, "decoder": 2}
 
 
 def train(folder, out, *, until="decoder", steps=STEPS, **changes):
-    budgets = {name: Budget(1.0, count) for name, count in steps.items()}
+    budgets = {name: Budget(count) for name, count in steps.items()}
     training = Training(folder, Settings(**{**SMALL, **changes}), budgets, quiet=True)
     training.run(out, until)
     return training

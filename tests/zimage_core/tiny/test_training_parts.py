@@ -215,7 +215,7 @@ def stage(folder, counter, steps, seed=1):
     return Stage(
         folder / "s.pt",
         "s",
-        Budget(1.0, steps),
+        Budget(steps),
         Log(folder / "log.jsonl", quiet=True),
         {"counter": counter},
         Random(seed),
@@ -263,9 +263,9 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_minutes_become_steps_by_the_pace(tmp_path):
-    assert Budget(10.0).estimate(20, 40.0) == 300
-    assert Budget(10.0, 77).estimate(20, 40.0) == 77
-    assert Budget(0.0).estimate(20, 40.0) == 21
+    assert Budget(minutes=10.0).estimate(20, 40.0) == 300
+    assert Budget(77, 10.0).estimate(20, 40.0) == 77
+    assert Budget(minutes=0.0).estimate(20, 40.0) == 21
 
 
 def test_state_files_are_replaced_whole_and_damage_is_named(tmp_path):
