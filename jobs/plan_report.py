@@ -114,7 +114,9 @@ def format_plan(report: dict[str, Any]) -> str:
     lines.append("  prompts")
     for prompt in report["prompts"]:
         loras = f"  [{', '.join(prompt['loras'])}]" if prompt.get("loras") else ""
-        lines.append(f"    {prompt['index']:>6}  {prompt.get('prompt') or prompt['error']}{loras}")
+        start = f"  from {prompt['init_image']}" if prompt.get("init_image") else ""
+        words = f"{prompt.get('prompt') or prompt['error']}{loras}{start}"
+        lines.append(f"    {prompt['index']:>6}  {words}")
     return "\n".join(lines)
 
 

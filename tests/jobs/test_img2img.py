@@ -268,6 +268,9 @@ def test_a_template_starts_from_images(job: CommandLine) -> None:
         ("a nurse", "a.png"),
         ("a cook", None),
     ]
+    shown = job("plan", "job.yaml", "--set", "prompts.generator=template", "--set", options, code=0)
+    assert "0  a nurse  from a.png\n" in shown.out
+    assert shown.out.endswith("1  a cook\n")
     # half of the steps are run, and the encoder: less time than for text alone
     text = job("plan", "job.yaml", "--json", "--set", "prompts.options={}", "--set",
                "prompts.images_root=null", "--set", "prompts.generator=template", "--set",
