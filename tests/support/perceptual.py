@@ -3,7 +3,6 @@
 import numpy as np
 from PIL import Image
 
-
 _MARGIN = 8  # of 255: on a plain background neighbours differ by nothing but rounding
 
 
