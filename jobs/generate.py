@@ -48,11 +48,10 @@ def generate_file(args: argparse.Namespace) -> int:
 
     import torch
 
+    from jobs.device import device_type
     from zimage_core import AttentionBackendError, CheckpointError, generate, load_from_local_dir
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and torch.backends.mps.is_available():
-        device = "mps"
+    device = device_type()
     dtype = args.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"

@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zimage_core.config import CheckpointError
+from zimage_core.file_hashes import hash_file
 from zimage_core.lora_config import PEFT_CONFIG, PEFT_FILE, AdapterConfig, read_config
 from zimage_core.lora_deltas import Shape
+from zimage_core.weight_files import PICKLE_SUFFIXES
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = ("F32", "F16", "BF16", "F64")
 _ALPHA_DTYPES = (*_DTYPES, "I64", "I32")  # an alpha that was given as a whole number
 
@@ -58,7 +59,7 @@ def open_lora(path: Path | str) -> LoraFile:
         raise CheckpointError(f"{path}: is a folder; allowed: a .safetensors file")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise CheckpointError(
             f"{path}: is a pickle, which can run code when it is read; allowed: a .safetensors file"
         )
@@ -103,12 +104,7 @@ def lora_fingerprint(path: Path | str) -> str:
     Raises:
         OSError: a file cannot be read.
     """
-    digests = [_sha256(file) for file in lora_files(path)]
+    digests = [hash_file(file, ["sha256"]).hashes["sha256"] for file in lora_files(path)]
     if len(digests) > 1:
         digests = [hashlib.sha256(" ".join(digests).encode()).hexdigest()]
     return f"sha256:{digests[0]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from zimage_core.gguf_file import read_gguf_header
 from zimage_core.safetensors_file import read_header
 from zimage_core.stored_tensor import StoredTensor
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_PROBLEMS = 10
 
 
@@ -43,7 +43,7 @@ def open_weight_file(path: Path) -> WeightFiles:
     Raises:
         CheckpointError: the file is missing, a pickle, truncated, corrupt or of an unknown kind.
     """
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise CheckpointError(
             f"{path}: is a pickle, which can run code when it is read; allowed: .safetensors and "
             ".gguf files"
@@ -124,7 +124,7 @@ def find_weight_files(folder: Path, stem: str) -> tuple[list[Path], dict[str, st
         refuse_all(f"{path}: is a shard that no index lists" for path in shards)
         return [whole], None
     if not index.is_file():
-        pickles = [path.name for path in present if path.suffix in _PICKLES]
+        pickles = [path.name for path in present if path.suffix in PICKLE_SUFFIXES]
         if pickles:
             raise CheckpointError(
                 f"{folder / pickles[0]}: is a pickle, which can run code when it is read; weights "

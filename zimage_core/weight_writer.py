@@ -50,39 +50,56 @@ def write_weights(
         CheckpointError: a tensor cannot be read.
         OSError: a file cannot be written.
     """
-    shards: list[dict[str, Weight]] = [{}]
-    room = shard_bytes
-    for key, weight in sorted(weights.items()):
-        size = weight.num_elements * dtype.itemsize
-        if shards[-1] and size > room:
-            shards.append({})
-            room = shard_bytes
-        room -= size
-        shards[-1][key] = weight
-    names = [f"{stem}.safetensors"]
-    if len(shards) > 1:
-        names = [
-            f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
-        ]
-    files = [folder / name for name in names]
+    sizes = {key: weights[key].num_elements * dtype.itemsize for key in sorted(weights)}
+    shards = name_shards(stem, sizes, shard_bytes)
+    files = [folder / name for name in shards]
     with WeightReader() as reader:
-        for path, shard in zip(files, shards, strict=True):
+        for path, keys in zip(files, shards.values(), strict=True):
             with path.open("xb") as file:
-                _write_shard(file, shard, dtype, reader, written)
+                _write_shard(file, {key: weights[key] for key in keys}, dtype, reader, written)
                 file.flush()
                 os.fsync(file.fileno())
     if len(shards) > 1:
-        index = {
-            "metadata": {
-                "total_size": sum(w.num_elements for w in weights.values()) * dtype.itemsize
-            },
-            "weight_map": {
-                key: name for name, shard in zip(names, shards, strict=True) for key in shard
-            },
-        }
-        files.append(folder / f"{stem}.safetensors.index.json")
-        files[-1].write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        files.append(write_index(folder, stem, shards, sum(sizes.values())))
     return files
+
+
+def name_shards(
+    stem: str, sizes: Mapping[str, int], shard_bytes: int | None
+) -> dict[str, list[str]]:
+    """Cut tensors into files, in their order.
+
+    Args:
+        stem: of the files' names.
+        sizes: bytes of each tensor.
+        shard_bytes: most bytes of one file (a larger tensor gets one to itself); None: one file.
+
+    Returns:
+        The tensors of each file, by the file's name.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for key, size in sizes.items():
+        if shard_bytes is not None and shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        filled += size
+        shards[-1].append(key)
+    if len(shards) == 1:
+        return {f"{stem}.safetensors": shards[0]}
+    return {
+        f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors": keys
+        for i, keys in enumerate(shards, start=1)
+    }
+
+
+def write_index(folder: Path, stem: str, shards: Mapping[str, list[str]], total_size: int) -> Path:
+    """Write the index of shards as `name_shards` names them; returns its path."""
+    weight_map = {key: name for name, keys in shards.items() for key in keys}
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    path = folder / f"{stem}.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path
 
 
 def _write_shard(

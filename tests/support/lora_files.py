@@ -153,32 +153,17 @@ def _down_up_with_dots(pairs: Trained) -> Tensors:
     return with_parts(pairs, "diffusion_model.{}".format, down, up, alpha=True)
 
 
-def _kohya(pairs: Trained) -> Tensors:
-    def name(module: str) -> str:
-        return "lora_unet_" + underscored(module)
+def _down_up_underscored(prefix: str) -> Callable[[Trained], Tensors]:
+    def layout(pairs: Trained) -> Tensors:
+        def name(module: str) -> str:
+            return prefix + underscored(module)
 
-    return with_parts(pairs, name, ".lora_down.weight", ".lora_up.weight", alpha=True)
+        return with_parts(pairs, name, ".lora_down.weight", ".lora_up.weight", alpha=True)
 
-
-def _kohya_two_underscores(pairs: Trained) -> Tensors:
-    def name(module: str) -> str:
-        return "lora_unet__" + underscored(module)
-
-    return with_parts(pairs, name, ".lora_down.weight", ".lora_up.weight", alpha=True)
+    return layout
 
 
-def _onetrainer(pairs: Trained) -> Tensors:
-    def name(module: str) -> str:
-        return "lora_transformer_" + underscored(module)
-
-    return with_parts(pairs, name, ".lora_down.weight", ".lora_up.weight", alpha=True)
-
-
-def _lycoris(pairs: Trained) -> Tensors:
-    def name(module: str) -> str:
-        return "lycoris_" + underscored(module)
-
-    return with_parts(pairs, name, ".lora_down.weight", ".lora_up.weight", alpha=True)
+_kohya = _down_up_underscored("lora_unet_")
 
 
 def _musubi_folded(pairs: Trained) -> Tensors:
@@ -291,9 +276,9 @@ FORMATS: dict[str, tuple[Callable[[Trained], Tensors], bool]] = {
     "no .weight": (_without_weight, False),
     "down and up with dots": (_down_up_with_dots, True),
     "kohya, musubi-tuner": (_kohya, True),
-    "kohya, two underscores": (_kohya_two_underscores, True),
-    "OneTrainer": (_onetrainer, True),
-    "lycoris_": (_lycoris, True),
+    "kohya, two underscores": (_down_up_underscored("lora_unet__"), True),
+    "OneTrainer": (_down_up_underscored("lora_transformer_"), True),
+    "lycoris_": (_down_up_underscored("lycoris_"), True),
     "musubi-tuner, alpha folded": (_musubi_folded, True),
     "lora_linear_layer": (_linear_layer, False),
     "as convolutions": (_as_convolutions, True),

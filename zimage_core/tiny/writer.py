@@ -16,6 +16,7 @@ from torch import Tensor
 from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.config import AutoencoderConfig, TextEncoderConfig, TransformerConfig
 from zimage_core.tiny.tokenizer import save_tokenizer
+from zimage_core.weight_writer import name_shards, write_index
 
 _DIFFUSERS_VERSION = "0.36.0.dev0"
 TEXT_PREFIX = "model."
@@ -115,13 +116,6 @@ def read_vae(folder: Path) -> AutoencoderKL:
     return vae
 
 
-def write_vae(folder: Path, vae: AutoencoderKL, dtype: torch.dtype) -> None:
-    """Write an autoencoder alone, as `read_vae` reads it."""
-    _write_json(folder / "config.json", {**_diffusers_class("AutoencoderKL"), **asdict(vae.config)})
-    state = {key: tensor.to(dtype) for key, tensor in sorted(vae.state_dict().items())}
-    save_weights(folder, "diffusion_pytorch_model", state)
-
-
 def save_weights(
     folder: Path, stem: str, state: Mapping[str, Tensor], shard_size: int | None = None
 ) -> None:
@@ -133,28 +127,11 @@ def save_weights(
         state: tensors by key, in the order in which shards are filled.
         shard_size: most bytes of one shard (a larger tensor gets one to itself); None: one file.
     """
-    shards: list[dict[str, Tensor]] = [{}]
-    room = shard_size
-    for key, tensor in state.items():
-        if shard_size is not None and room is not None:
-            if shards[-1] and tensor.nbytes > room:
-                shards.append({})
-                room = shard_size
-            room -= tensor.nbytes
-        shards[-1][key] = tensor
-    if len(shards) == 1:
-        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards, start=1):
-        name = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, name))
-    total = sum(tensor.nbytes for tensor in state.values())
-    _write_json(
-        folder / f"{stem}.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": weight_map},
-    )
+    shards = name_shards(stem, {key: x.nbytes for key, x in state.items()}, shard_size)
+    for name, keys in shards.items():
+        save_file({key: state[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        write_index(folder, stem, shards, sum(tensor.nbytes for tensor in state.values()))
 
 
 def _diffusers_class(name: str) -> dict[str, str]:

@@ -6,9 +6,9 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
-from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.text_encoder import TextEncoder
 from zimage_core.tiny.dit_training import (
     Guide,
@@ -16,13 +16,13 @@ from zimage_core.tiny.dit_training import (
     initialize_transformer,
     split_transformer_parameters,
 )
-from zimage_core.tiny.make import Sizes
+from zimage_core.tiny.make import Sizes, make_checkpoint
 from zimage_core.tiny.optimizer import MovingAverage, MuonAdamW, orthogonalize
 from zimage_core.tiny.parallel import Threads
 from zimage_core.tiny.state import Budget, Log, Stage, learning_rate, load_state, save_atomically
 from zimage_core.tiny.text_training import initialize_text_encoder
 from zimage_core.tiny.vae_training import initialize_vae, reconstruct, split_parameters
-from zimage_core.tiny.writer import read_vae, write_vae
+from zimage_core.tiny.writer import read_vae
 from zimage_core.transformer import ZImageTransformer2DModel
 
 SIZES = Sizes(dim=64, layers=2, heads=2, text_dim=32, vae_channels=(8, 8, 8, 8))
@@ -282,9 +282,11 @@ def test_state_files_are_replaced_whole_and_damage_is_named(tmp_path):
 
 
 def test_autoencoder_is_read_as_it_was_written(tmp_path):
-    vae = AutoencoderKL(Sizes(vae_channels=(8, 8, 8, 8)).autoencoder())
-    write_vae(tmp_path / "vae", vae, torch.float32)
-    read = read_vae(tmp_path / "vae")
-    assert read.config == vae.config
-    for key, tensor in vae.state_dict().items():
+    channels = (8, 8, 8, 8)
+    folder = make_checkpoint(tmp_path / "a", dtype=torch.float32, vae_channels=channels) / "vae"
+    read = read_vae(folder)
+    assert read.config == Sizes(vae_channels=channels).autoencoder()
+    written = load_file(folder / "diffusion_pytorch_model.safetensors")
+    assert read.state_dict().keys() == written.keys()
+    for key, tensor in written.items():
         assert torch.equal(read.state_dict()[key], tensor), key
