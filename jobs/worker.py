@@ -133,6 +133,7 @@ class GenerationWorker:
                 dtype=getattr(torch, settings.dtype),
                 compile=settings.compile,
                 attention=settings.attention,
+                offload=settings.offload,
                 **parts,
             )
         except AttentionBackendError as error:

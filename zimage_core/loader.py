@@ -21,6 +21,8 @@ from zimage_core.attention import check_backend, resolve_backend
 from zimage_core.checkpoint import Part, checkpoint_files, open_checkpoint
 from zimage_core.component import Component
 from zimage_core.config import CheckpointError, TransformerConfig
+from zimage_core.float16 import keep_in_range, weights_dtype
+from zimage_core.offload import OFFLOAD_MODES, place, use
 from zimage_core.stored_tensor import WeightReader, in_file_order
 from zimage_core.text_encoder import load_tokenizer
 
@@ -36,7 +38,8 @@ class CheckpointSummary:
 
     Attributes:
         num_parameters: elements that loading puts in memory, for `transformer`, `vae` and
-            `text_encoder`; times the bytes of the dtype, that is the memory of the weights.
+            `text_encoder`; times the bytes of the dtype, that is the memory of the weights (the
+            autoencoder's in float32 where the others are in float16).
         num_bytes: size on disk of `files`.
         files: every file that loading reads, sorted.
         transformer: architecture of the transformer.
@@ -90,6 +93,7 @@ def load_from_local_dir(
     dtype: torch.dtype,
     compile: bool = False,
     attention: str | None = None,
+    offload: str = "none",
     transformer: Part = None,
     vae: Part = None,
     text_encoder: Part = None,
@@ -100,11 +104,15 @@ def load_from_local_dir(
         model_dir: folder with `model_index.json`. Weights are safetensors in float32, float16,
             bfloat16 or float8, in one file or in shards with an index.
         device: where the models go.
-        dtype: bfloat16, float16 or float32, for all three models; weights are cast to it.
+        dtype: bfloat16, float16 or float32, for all three models; weights are cast to it. In
+            float16 the autoencoder is loaded in float32, and the others scale what would overflow:
+            see `float16`.
         compile: compile each block of the transformer by itself (one short compilation serves
             all), when it first runs.
         attention: backend of the transformer; None leaves the choice to `set_attention_backend()`
             and `ZIMAGE_ATTENTION`.
+        offload: "none", or how the models take turns on a device that is too small for all of
+            them: "phase", "model" or "block", see `zimage_core.offload`.
         transformer: a file or folder that replaces the folder's transformer, which then need not be
             there. A file is safetensors (diffusers' names or ComfyUI's, float8 with or without
             scales) or GGUF; its configuration is the folder's `transformer/config.json` or, where
@@ -121,10 +129,18 @@ def load_from_local_dir(
             or mis-shaped tensor is named with its file, and so is each truncated or corrupt file,
             pickle, unknown key.
         AttentionBackendError: the backend cannot run here; raised before weights are read.
-        ValueError: `dtype`, `device` or `attention` is none that exists, or `compile` on MPS.
+        ValueError: `dtype`, `device`, `attention` or `offload` is none that exists, or `compile` on
+            MPS or with offload "block".
     """
     device = torch.device(device)
     _check_target(device, dtype, compile)
+    if offload not in OFFLOAD_MODES:
+        raise ValueError(f"offload is {offload!r}; allowed: {', '.join(OFFLOAD_MODES)}")
+    if compile and offload == "block":
+        raise ValueError(
+            "compile is not possible with offload 'block', whose hooks change the weights between "
+            "two blocks; allowed: compile=False, or offload 'none', 'phase' or 'model'"
+        )
     checkpoint = open_checkpoint(
         model_dir, transformer=transformer, vae=vae, text_encoder=text_encoder
     )
@@ -141,9 +157,15 @@ def load_from_local_dir(
             f"but the text encoder's vocab_size is {vocab_size}"
         )
     models = {
-        name: _fill(component, device, dtype) for name, component in checkpoint.components.items()
+        name: _fill(component, device if offload == "none" else torch.device("cpu"), dtype)
+        for name, component in checkpoint.components.items()
     }
+    if dtype == torch.float16:
+        for model in models.values():
+            keep_in_range(model)
     loaded: Any = models["transformer"]
+    place(models, device, offload)
+    use(loaded)
     if attention is not None:
         loaded.set_attention_backend(attention)
     if compile:
@@ -165,11 +187,12 @@ def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> No
 
 def _fill(component: Component, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Make the module of a component and read its tensors into it."""
+    module = component.make_module()
+    dtype = weights_dtype(module, dtype)
     with WeightReader() as reader:
         state = {
             key: reader.read(weight, dtype, device)
             for key, weight in in_file_order(component.weights.items())
         }
-    module = component.make_module()
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()

@@ -20,6 +20,7 @@ from zimage_core.autoencoder import DiagonalGaussian
 from zimage_core.batching import CaptionGroups
 from zimage_core.guidance import Guidance
 from zimage_core.noise import draw_noise
+from zimage_core.offload import compute_device, use
 from zimage_core.strength import first_step
 from zimage_core.text_encoder import encode_prompts, tokenize
 
@@ -54,7 +55,7 @@ class ZImagePipeline:
     @property
     def device(self) -> torch.device:
         """Where latents are denoised."""
-        return self.transformer.device
+        return compute_device(self.transformer)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,6 +99,7 @@ class ZImagePipeline:
         unique = list(dict.fromkeys(prompts))
         if not unique:
             return []
+        use(self.text_encoder)
         encoded = encode_prompts(
             self.text_encoder,
             self.tokenizer,
@@ -130,6 +132,7 @@ class ZImagePipeline:
             ValueError: the number of generators is no multiple of N, or H or W is not a multiple of
                 `vae_scale_factor`.
         """
+        use(self.vae)
         config = self.vae.config
         weight = next(self.vae.parameters())
         signed = pixels.to_signed(images).to(weight.device, weight.dtype)
@@ -224,6 +227,7 @@ class ZImagePipeline:
         steps = range(first, num_inference_steps)
         is_guided = {i: guidance.acts_at(times[i].item()) for i in steps}
 
+        use(self.transformer)
         latents = _noise(shape, generators, latents).to(self.device, torch.float32)
         if image_latents is not None:
             _check_shape("image_latents", image_latents, shape)
@@ -255,6 +259,7 @@ class ZImagePipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, F, h, w) to images (B, 3, H, W), float32 in [0, 1]."""
+        use(self.vae)
         config = self.vae.config
         weight = next(self.vae.parameters())
         scaled = latents.float() / config.scaling_factor + config.shift_factor
