@@ -200,9 +200,9 @@ def _gpus(torch: ModuleType | None, problems: _Problems) -> list[dict[str, Any]]
         )
         if properties.major < 8:
             problems.found(
-                f"GPU {index} ({properties.name}) does not compute in bfloat16, and in float16 "
-                "the model overflows",
-                "zimage run JOB --set model.dtype=float32",
+                f"GPU {index} ({properties.name}) does not compute in bfloat16, the default of "
+                "jobs; it does in float16, and in float32 with twice the memory",
+                "zimage run JOB --set model.dtype=float16",
             )
     return gpus
 

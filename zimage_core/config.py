@@ -155,8 +155,8 @@ class AutoencoderConfig:
     mid_block_add_attention: bool = _key(_BOOL)
     latents_mean: None = _key(_NULL, default=None)
     latents_std: None = _key(_NULL, default=None)
-    # Of no effect here: the first sets diffusers' tile size, the second concerns float16 pipelines.
-    sample_size: int = _key(_COUNT, default=1024)
+    sample_size: int = _key(_COUNT, default=1024)  # diffusers' tile size: of no effect here
+    # Whether the autoencoder needs float32 where the other models are in float16.
     force_upcast: bool = _key(_BOOL, default=True)
 
     @classmethod

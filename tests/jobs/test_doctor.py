@@ -155,7 +155,7 @@ def test_gpus_are_listed_and_old_ones_warned_of() -> None:
     assert problems == []
     doctor_module._gpus(fake_torch(name="T4", major=7, minor=5), problems)
     assert "T4" in fixes({"problems": problems})
-    assert "model.dtype=float32" in fixes({"problems": problems})
+    assert "model.dtype=float16" in fixes({"problems": problems})
 
 
 def test_little_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
