@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zimage_core.attention import attention
+from zimage_core.padding import Padding
 
 # Width of the time embedding that drives the modulation of every block.
 MODULATION_DIM = 256
@@ -94,14 +95,14 @@ class Attention(nn.Module):
         self.norm_q = nn.RMSNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
         self.norm_k = nn.RMSNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
-        """Mix tokens (B, S, C); `mask` (B, S) is true where a token is real, None where all are."""
+    def forward(self, x: Tensor, rotary: Rotary, padding: Padding | None) -> Tensor:
+        """Mix tokens (B, S, C); `padding` says which are real, None where all are."""
         q = torch.unflatten(self.to_q(x), -1, (self.num_heads, -1))
         k = torch.unflatten(self.to_k(x), -1, (self.num_heads, -1))
         v = torch.unflatten(self.to_v(x), -1, (self.num_heads, -1))
         q = apply_rotary(self.norm_q(q), rotary)
         k = apply_rotary(self.norm_k(k), rotary)
-        out: Tensor = self.to_out[0](attention(q, k, v, mask, self.backend).flatten(-2))
+        out: Tensor = self.to_out[0](attention(q, k, v, padding, self.backend).flatten(-2))
         return out
 
 
@@ -136,9 +137,9 @@ class _Block(nn.Module):
 class CaptionBlock(_Block):
     """Block of the context refiner: caption tokens only, without modulation by time."""
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, padding: Padding | None) -> Tensor:
         """Refine tokens (B, S, C)."""
-        x = x + self.attention_norm2(self.attention(self.attention_norm1(x), rotary, mask))
+        x = x + self.attention_norm2(self.attention(self.attention_norm1(x), rotary, padding))
         out: Tensor = x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
         return out
 
@@ -150,12 +151,12 @@ class ModulatedBlock(_Block):
         super().__init__(dim, num_heads, norm_eps=norm_eps, qk_norm=qk_norm)
         self.adaLN_modulation = nn.Sequential(nn.Linear(min(dim, MODULATION_DIM), 4 * dim))
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, padding: Padding | None, time: Tensor) -> Tensor:
         """Refine tokens (B, S, C) under a time embedding (B or 1, 256)."""
         modulation = self.adaLN_modulation(time).unsqueeze(1)
         attention_scale, attention_gate, ffn_scale, ffn_gate = modulation.chunk(4, dim=-1)
 
-        mixed = self.attention(self.attention_norm1(x) * (1.0 + attention_scale), rotary, mask)
+        mixed = self.attention(self.attention_norm1(x) * (1.0 + attention_scale), rotary, padding)
         x = torch.addcmul(x, attention_gate.tanh(), self.attention_norm2(mixed))
 
         mapped = self.feed_forward(self.ffn_norm1(x) * (1.0 + ffn_scale))

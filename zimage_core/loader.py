@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zimage_core.attention import check_backend, resolve_backend
+from zimage_core.attention import choose_backend
 from zimage_core.checkpoint import Part, checkpoint_files, open_checkpoint
 from zimage_core.component import Component
 from zimage_core.config import CheckpointError, TransformerConfig
@@ -109,8 +109,9 @@ def load_from_local_dir(
             see `float16`.
         compile: compile each block of the transformer by itself (one short compilation serves
             all), when it first runs.
-        attention: backend of the transformer; None leaves the choice to `set_attention_backend()`
-            and `ZIMAGE_ATTENTION`.
+        attention: backend of the transformer, or `auto` for the best one that can run (or the one
+            named in `ZIMAGE_ATTENTION`); None leaves the choice to `set_attention_backend()` and
+            `ZIMAGE_ATTENTION`.
         offload: "none", or how the models take turns on a device that is too small for all of
             them: "phase", "model" or "block", see `zimage_core.offload`.
         transformer: a file or folder that replaces the folder's transformer, which then need not be
@@ -147,7 +148,7 @@ def load_from_local_dir(
     for note in checkpoint.notes:
         _log.warning(note)
     config = checkpoint.transformer_config
-    check_backend(resolve_backend(attention), device, dtype, config.dim // config.n_heads)
+    backend = choose_backend(attention, device, dtype, config.dim // config.n_heads)
 
     tokenizer = load_tokenizer(Path(model_dir) / "tokenizer")
     vocab_size = checkpoint.text_encoder_config.vocab_size
@@ -167,7 +168,7 @@ def load_from_local_dir(
     place(models, device, offload)
     use(loaded)
     if attention is not None:
-        loaded.set_attention_backend(attention)
+        loaded.set_attention_backend(backend)
     if compile:
         for block in loaded.layers:
             block.compile()

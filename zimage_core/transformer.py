@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from zimage_core.attention import check_backend, resolve_backend
+from zimage_core.attention import AUTO, choose_backend, resolve_backend
 from zimage_core.layers import (
     MODULATION_DIM,
     Attention,
@@ -29,6 +29,7 @@ from zimage_core.layers import (
     Rotary,
     TimestepEmbedder,
 )
+from zimage_core.padding import Padding, padding_of
 from zimage_core.patchify import (
     TOKEN_MULTIPLE,
     caption_positions,
@@ -52,8 +53,8 @@ class Context(NamedTuple):
     """Angles of the image's tokens alone."""
     rotary: Rotary
     """Angles of the whole sequence [image, caption]."""
-    mask: Tensor | None
-    """Bool, (B, S), true where a token is real; None where all captions are equally long."""
+    padding: Padding | None
+    """Which tokens are real; None where all captions are equally long."""
 
 
 class ZImageTransformer2DModel(nn.Module):
@@ -129,17 +130,20 @@ class ZImageTransformer2DModel(nn.Module):
     @property
     def attention_backend(self) -> str:
         """Name of the attention backend that the next forward will use."""
-        return resolve_backend(self._attention_modules()[0].backend)
+        name = resolve_backend(self._attention_modules()[0].backend)
+        if name != AUTO:
+            return name
+        return choose_backend(name, self.device, self.dtype, self.head_dim)
 
     def set_attention_backend(self, name: str | None) -> None:
-        """Choose the backend of this model; None goes back to the default.
+        """Choose the backend of this model; None goes back to the default, `auto` is the best one.
 
         Raises:
             AttentionBackendError: the backend cannot run on this model's device and dtype.
             ValueError: `name` is unknown.
         """
         if name is not None:
-            check_backend(name, self.device, self.dtype, self.head_dim)
+            name = choose_backend(name, self.device, self.dtype, self.head_dim)
         for module in self._attention_modules():
             module.backend = name
 
@@ -194,12 +198,11 @@ class ZImageTransformer2DModel(nn.Module):
         lengths = [len(caption) for caption in captions]
         if len(set(lengths)) == 1:
             # One row of angles serves the whole batch.
-            laid_out, mask = lengths[:1], None
+            laid_out, padding = lengths[:1], None
         else:
             num_image_tokens = padded_length(rows * columns)
-            token = torch.arange(num_image_tokens + max(lengths))
-            mask = token < num_image_tokens + torch.tensor(lengths)[:, None]
-            laid_out, mask = lengths, mask.to(self.device)
+            laid_out = lengths
+            padding = padding_of([num_image_tokens + n for n in lengths], self.device)
         image = [image_positions(length, rows, columns) for length in laid_out]
         both = [
             torch.cat((positions, caption_positions(length)))
@@ -209,7 +212,7 @@ class ZImageTransformer2DModel(nn.Module):
             captions=pad_sequence(list(captions), batch_first=True),
             image_rotary=self._rotary(image),
             rotary=self._rotary(both),
-            mask=mask,
+            padding=padding,
         )
 
     def forward(self, latents: Tensor, time: Tensor, context: Context) -> Tensor:
@@ -235,7 +238,7 @@ class ZImageTransformer2DModel(nn.Module):
 
         x = torch.cat((x, context.captions), dim=1)
         for block in self.layers:
-            x = block(x, context.rotary, context.mask, t)
+            x = block(x, context.rotary, context.padding, t)
 
         patches = self.all_final_layer[self._patch_key](x[:, :num_patches], t)
         return unpatchify(patches, self.patch_size, h, w)

@@ -15,6 +15,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from flash_packages import BACKENDS, MODULES, install
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,6 +24,7 @@ from zimage_core import layers
 from zimage_core.config import TransformerConfig
 from zimage_core.generation import generate
 from zimage_core.loader import load_from_local_dir
+from zimage_core.padding import Padding
 from zimage_core.pipeline import ZImagePipeline
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
 from zimage_core.tiny.make import make_checkpoint
@@ -227,19 +229,21 @@ def test_a_batch_equals_its_images() -> None:
         assert distance(together[i : i + 1], alone) < 1e-5
 
 
-def test_no_attention_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the lengths of captions: groups of one length, so every backend can run them."""
-    masks: list[Tensor | None] = []
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_attention_is_masked(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Whatever the lengths of captions: groups of one length, so that no kernel packs or masks."""
+    install(monkeypatch)
+    masks: list[Padding | None] = []
 
     def spy(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend: str | None = None
+        q: Tensor, k: Tensor, v: Tensor, padding: Padding | None = None, backend: str | None = None
     ) -> Tensor:
-        masks.append(mask)
-        return attention_module.attention(q, k, v, mask, backend)
+        masks.append(padding)
+        return attention_module.attention(q, k, v, padding, backend)
 
     monkeypatch.setattr(layers, "attention", spy)
     pipeline = make_pipeline()
-    pipeline.transformer.set_attention_backend("_native_flash")
+    pipeline.transformer.set_attention_backend(backend)
     positive, negative = features([31, 33, 20]), features([10, 70, 40], seed=2)
     actual = pipeline.denoise(
         positive, negative_prompt_embeds=negative, generators=seeded(3), **GUIDED
@@ -293,8 +297,12 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_loop_never_waits_for_the_device() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_loop_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Guided, with captions of four lengths; the arithmetic of stand-ins is not looked into."""
+    install(monkeypatch)
     pipeline = make_pipeline()
+    pipeline.transformer.set_attention_backend(backend)
     steps: list[int] = []
     with Operators() as operators:
 
@@ -313,10 +321,32 @@ def test_the_loop_never_waits_for_the_device() -> None:
         )
     assert steps == [0, 1, 2, 3]
     assert operators.names is not None
-    assert "_scaled_dot_product_flash_attention_for_cpu" in operators.names
+    own = {"_native_flash": "native_flash", "flash": "flash", "_flash_3": "flash_3"}
+    assert own.get(backend, "_scaled_dot_product_flash_attention_for_cpu") in operators.names
     # Reading a number back, sizes that depend on data, and tensors made of Python numbers.
     waiting = {"_local_scalar_dense", "item", "equal", "nonzero", "masked_select", "lift_fresh"}
     assert operators.names & waiting == set()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_loop_runs_on_tensors_without_memory(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Whatever reads a number back from the device raises here."""
+    install(monkeypatch)
+    pipeline = make_pipeline()
+    pipeline.transformer.set_attention_backend(backend)
+    pipeline.transformer.to("meta")
+    latents = pipeline.denoise(
+        features([40, 20]),
+        negative_prompt_embeds=features([10, 33], seed=2),
+        generators=seeded(2),
+        cfg_normalization=0.6,
+        cfg_truncation=0.2,
+        **GUIDED,
+    )
+    assert latents.device.type == "meta"
+    assert latents.shape == (2, 16, 16, 12)
 
 
 def test_bfloat16_stays_near_float32() -> None:
@@ -484,6 +514,23 @@ def test_an_image_does_not_depend_on_its_neighbours(components: dict[str, Any]) 
     arguments: dict[str, Any] = {**SMALL, "guidance_scale": 3.0, "output_type": "latent"}
     together = generate(**components, prompt=PROMPTS, generator=seeded(3), **arguments)
     assert isinstance(together, Tensor)
+    for i, generator in enumerate(seeded(3)):
+        alone = generate(**components, prompt=PROMPTS[i], generator=[generator], **arguments)
+        assert isinstance(alone, Tensor)
+        assert distance(together[i : i + 1], alone) < 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_generate_with_every_backend(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, components: dict[str, Any], backend: str
+) -> None:
+    """Prompts of different lengths, guided: together with a backend as alone with the default."""
+    calls = install(monkeypatch)
+    others = load_from_local_dir(folder, device="cpu", dtype=torch.float32, attention=backend)
+    arguments: dict[str, Any] = {**SMALL, "guidance_scale": 3.0, "output_type": "latent"}
+    together = generate(**others, prompt=PROMPTS, generator=seeded(3), **arguments)
+    assert isinstance(together, Tensor)
+    assert {module for module, _, _ in calls.made} == {MODULES[b] for b in MODULES if b == backend}
     for i, generator in enumerate(seeded(3)):
         alone = generate(**components, prompt=PROMPTS[i], generator=[generator], **arguments)
         assert isinstance(alone, Tensor)

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ZImageTransformer2DModel as Reference
+from flash_packages import BACKENDS, MODULES, install
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zimage_core import attention as attention_module
 from zimage_core import layers
-from zimage_core.attention import AttentionBackendError, set_attention_backend
+from zimage_core.attention import AttentionBackendError
 from zimage_core.config import TransformerConfig
 from zimage_core.layers import Rotary, apply_rotary
+from zimage_core.padding import Padding
 from zimage_core.patchify import patchify, unpatchify
 from zimage_core.transformer import ZImageTransformer2DModel
 
@@ -159,10 +161,10 @@ def masks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor | None]]:
     seen: list[tuple[int, Tensor | None]] = []
 
     def spy(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend: str | None = None
+        q: Tensor, k: Tensor, v: Tensor, padding: Padding | None = None, backend: str | None = None
     ) -> Tensor:
-        seen.append((q.shape[1], mask))
-        return attention_module.attention(q, k, v, mask, backend)
+        seen.append((q.shape[1], None if padding is None else padding.mask))
+        return attention_module.attention(q, k, v, padding, backend)
 
     monkeypatch.setattr(layers, "attention", spy)
     return seen
@@ -256,16 +258,38 @@ class Operators(TorchDispatchMode):
         return out
 
 
-def test_a_step_asks_the_device_nothing() -> None:
-    """No operator whose result the host must wait for, none that uploads, no complex numbers."""
+# Operators whose result the host must wait for, and those that upload.
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "item",
+    "index",
+    "index_put_",
+    "_to_copy",
+    "lift_fresh",
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [[31, 20], [31, 70, 200]], ids=str)
+def test_a_step_asks_the_device_nothing(
+    monkeypatch: pytest.MonkeyPatch, backend: str, lengths: list[int]
+) -> None:
+    """On tensors without memory whatever reads one raises; and no complex numbers."""
+    install(monkeypatch)
     model = make_model()
-    latents, captions = make_inputs(model, [31, 70], (16, 16))
+    model.set_attention_backend(backend)
+    model.to("meta")
+    latents, captions = make_inputs(model, lengths, (16, 16))
     context = model.condition(model.embed_captions(captions), 16, 16)
+    latents, time = latents.to("meta"), torch.tensor([0.5]).to("meta")
     with Operators() as operators:
-        model(latents, torch.tensor([0.5]), context)
-    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "item", "index", "index_put_"}
-    assert operators.names & waiting == set()
-    assert operators.dtypes == {torch.float32, torch.bool}  # the mask is the bool
+        out = model(latents, time, context)
+    assert out.shape == latents.shape
+    assert "addmm" in operators.names
+    assert operators.names & WAITING == set()
+    assert operators.dtypes <= {torch.float32, torch.bool}  # the mask is the bool
 
 
 def test_keys_equal_diffusers_and_none_is_a_buffer() -> None:
@@ -297,28 +321,41 @@ def test_blocks_compile_without_a_graph_break() -> None:
     assert distance(run(model, latents, time, captions), expected) < 1e-5
 
 
-def test_a_model_carries_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("own", [True, False], ids=["own", "default"])
+def test_a_mixed_batch_equals_its_items_with_every_backend(
+    monkeypatch: pytest.MonkeyPatch, backend: str, own: bool
+) -> None:
     monkeypatch.delenv("ZIMAGE_ATTENTION", raising=False)
+    calls = install(monkeypatch)
     model = make_model()
-    latents, captions = make_inputs(model, [31, 20], (8, 8))
-    _, mixed = make_inputs(model, [31, 40], (8, 8))
-    time = torch.tensor([0.5])
-    expected = run(model, latents, time, captions)
-    model.set_attention_backend("_native_flash")
-    assert model.attention_backend == "_native_flash"
-    assert distance(run(model, latents, time, captions), expected) < 1e-5
-    with pytest.raises(AttentionBackendError, match="cannot apply a mask"):
-        run(model, latents, time, mixed)
+    latents, captions = make_inputs(model, [31, 70, 33, 200], (10, 6))
+    time = torch.tensor([0.7])
+    expected = [
+        run(model, latents[i : i + 1], time, captions[i : i + 1]) for i in range(len(captions))
+    ]
+    assert calls.made == []
+    if own:
+        model.set_attention_backend(backend)
+    monkeypatch.setattr(attention_module, "_default", None if own else backend)
+    assert model.attention_backend == backend
+    together = run(model, latents, time, captions)
+    for alone, one in zip(expected, together.split(1), strict=True):
+        assert distance(one, alone) < 1e-5
+    if backend in MODULES:
+        # Captions of 32, 64, 64 + 32, 224 tokens behind 32 of the image, in 3 layers.
+        packed = (MODULES[backend], "varlen", (4 * 32 + 32 + 96 + 64 + 224, 2, 32))
+        assert calls.made.count(packed) == 3
+        assert sum(kind == "varlen" for _, kind, _ in calls.made) == 3
 
-    other = make_model()
-    set_attention_backend("_native_flash")
-    try:
-        with pytest.raises(AttentionBackendError, match="cannot apply a mask"):
-            run(other, latents, time, mixed)
-        other.set_attention_backend("native")
-        run(other, latents, time, mixed)
-    finally:
-        set_attention_backend(None)
+
+def test_a_model_takes_auto_and_gives_it_up() -> None:
+    model = make_model()
+    model.set_attention_backend("auto")
+    assert model.attention_backend == "native"
+    assert model.layers[0].attention.backend == "native"
+    model.set_attention_backend(None)
+    assert model.layers[0].attention.backend is None
 
 
 def test_an_unusable_backend_is_refused_when_it_is_chosen() -> None:
