@@ -23,6 +23,7 @@ from zimage_core.component import Component
 from zimage_core.config import CheckpointError, TransformerConfig
 from zimage_core.float16 import keep_in_range, weights_dtype
 from zimage_core.offload import OFFLOAD_MODES, place, use
+from zimage_core.quantization import check_quantization, is_quantized, to_int8
 from zimage_core.stored_tensor import WeightReader, in_file_order
 from zimage_core.text_encoder import load_tokenizer
 
@@ -94,6 +95,7 @@ def load_from_local_dir(
     compile: bool = False,
     attention: str | None = None,
     offload: str = "none",
+    quantization: str = "none",
     transformer: Part = None,
     vae: Part = None,
     text_encoder: Part = None,
@@ -114,6 +116,8 @@ def load_from_local_dir(
             `ZIMAGE_ATTENTION`.
         offload: "none", or how the models take turns on a device that is too small for all of
             them: "phase", "model" or "block", see `zimage_core.offload`.
+        quantization: "none", or "int8" for 8-bit weights in the blocks of the transformer and the
+            text encoder, made one by one while they are read: see `zimage_core.quantization`.
         transformer: a file or folder that replaces the folder's transformer, which then need not be
             there. A file is safetensors (diffusers' names or ComfyUI's, float8 with or without
             scales) or GGUF; its configuration is the folder's `transformer/config.json` or, where
@@ -130,11 +134,13 @@ def load_from_local_dir(
             or mis-shaped tensor is named with its file, and so is each truncated or corrupt file,
             pickle, unknown key.
         AttentionBackendError: the backend cannot run here; raised before weights are read.
-        ValueError: `dtype`, `device`, `attention` or `offload` is none that exists, or `compile` on
-            MPS or with offload "block".
+        QuantizationError: nor can 8-bit weights: MPS, or no torchao that works.
+        ValueError: `dtype`, `device`, `attention`, `offload` or `quantization` is none that exists,
+            or `compile` on MPS or with offload "block".
     """
     device = torch.device(device)
     _check_target(device, dtype, compile)
+    check_quantization(quantization, device)
     if offload not in OFFLOAD_MODES:
         raise ValueError(f"offload is {offload!r}; allowed: {', '.join(OFFLOAD_MODES)}")
     if compile and offload == "block":
@@ -158,7 +164,12 @@ def load_from_local_dir(
             f"but the text encoder's vocab_size is {vocab_size}"
         )
     models = {
-        name: _fill(component, device if offload == "none" else torch.device("cpu"), dtype)
+        name: _fill(
+            component,
+            device if offload == "none" else torch.device("cpu"),
+            dtype,
+            quantized=name if quantization == "int8" else None,
+        )
         for name, component in checkpoint.components.items()
     }
     if dtype == torch.float16:
@@ -186,14 +197,22 @@ def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> No
         raise ValueError("compile is not possible on MPS; load with compile=False")
 
 
-def _fill(component: Component, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Make the module of a component and read its tensors into it."""
+def _fill(
+    component: Component, device: torch.device, dtype: torch.dtype, *, quantized: str | None
+) -> nn.Module:
+    """Make the module of a component and read its tensors into it.
+
+    Args:
+        quantized: the component's name, where weights of it shall have 8 bits.
+    """
     module = component.make_module()
     dtype = weights_dtype(module, dtype)
     with WeightReader() as reader:
-        state = {
-            key: reader.read(weight, dtype, device)
-            for key, weight in in_file_order(component.weights.items())
-        }
+        state = {}
+        for key, weight in in_file_order(component.weights.items()):
+            tensor = reader.read(weight, dtype, device)
+            if quantized is not None and is_quantized(quantized, key):
+                tensor = to_int8(tensor)
+            state[key] = tensor
     module.load_state_dict(state, strict=True, assign=True)
     return module.requires_grad_(False).eval()

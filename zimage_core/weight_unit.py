@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zimage_core.quantization import plain_tensors
+
 _log = logging.getLogger(__name__)
 # Offsets of tensors in a buffer: what vectorised kernels, and the tests of compiled code, ask for.
 _ALIGNMENT = 256
@@ -24,15 +26,15 @@ class WeightUnit:
     Making a unit moves the parameters into its buffer: for a moment they exist twice.
 
     Args:
-        parameters: plain tensors in host memory, without gradients.
+        parameters: in host memory, without gradients; of a quantised one its parts are moved.
         pin: lock the buffer in memory, so that copies to a CUDA device need not be waited for.
 
     Raises:
-        ValueError: a parameter is a tensor class of its own, such as a quantised weight.
+        ValueError: a parameter is a tensor class that is not made of plain tensors.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, pin: bool = False) -> None:
-        self._parameters = list(parameters)
+        self._parameters = [part for weight in parameters for part in plain_tensors(weight)]
         self._offsets: list[int] = []
         size = 0
         for parameter in self._parameters:
