@@ -19,6 +19,7 @@ from torch import nn
 
 from zimage_core.attention import choose_backend
 from zimage_core.checkpoint import Part, checkpoint_files, open_checkpoint
+from zimage_core.compilation import check_compile, compile_blocks
 from zimage_core.component import Component
 from zimage_core.config import CheckpointError, TransformerConfig
 from zimage_core.float16 import keep_in_range, weights_dtype
@@ -26,6 +27,7 @@ from zimage_core.offload import OFFLOAD_MODES, place, use
 from zimage_core.quantization import check_quantization, is_quantized, to_int8
 from zimage_core.stored_tensor import WeightReader, in_file_order
 from zimage_core.text_encoder import load_tokenizer
+from zimage_core.tiling import enable_tiling
 
 __all__ = ["CheckpointSummary", "check_checkpoint", "checkpoint_files", "load_from_local_dir"]
 
@@ -109,13 +111,14 @@ def load_from_local_dir(
         dtype: bfloat16, float16 or float32, for all three models; weights are cast to it. In
             float16 the autoencoder is loaded in float32, and the others scale what would overflow:
             see `float16`.
-        compile: compile each block of the transformer by itself (one short compilation serves
-            all), when it first runs.
+        compile: compile the main blocks of the transformer now, each by itself (one compilation
+            serves all): see `zimage_core.compilation`.
         attention: backend of the transformer, or `auto` for the best one that can run (or the one
             named in `ZIMAGE_ATTENTION`); None leaves the choice to `set_attention_backend()` and
             `ZIMAGE_ATTENTION`.
         offload: "none", or how the models take turns on a device that is too small for all of
-            them: "phase", "model" or "block", see `zimage_core.offload`.
+            them: "phase", "model" or "block", see `zimage_core.offload`. Images of more than 1024 x
+            1024 pixels are then decoded in bands, see `zimage_core.tiling`.
         quantization: "none", or "int8" for 8-bit weights in the blocks of the transformer and the
             text encoder, made one by one while they are read: see `zimage_core.quantization`.
         transformer: a file or folder that replaces the folder's transformer, which then need not be
@@ -136,7 +139,8 @@ def load_from_local_dir(
         AttentionBackendError: the backend cannot run here; raised before weights are read.
         QuantizationError: nor can 8-bit weights: MPS, or no torchao that works.
         ValueError: `dtype`, `device`, `attention`, `offload` or `quantization` is none that exists,
-            or `compile` on MPS or with offload "block".
+            or `compile` with offload "block".
+        CompileError: blocks cannot be compiled here: MPS, no compiler.
     """
     device = torch.device(device)
     _check_target(device, dtype, compile)
@@ -178,11 +182,13 @@ def load_from_local_dir(
     loaded: Any = models["transformer"]
     place(models, device, offload)
     use(loaded)
+    if offload != "none":
+        autoencoder: Any = models["vae"]
+        enable_tiling(autoencoder)
     if attention is not None:
         loaded.set_attention_backend(backend)
     if compile:
-        for block in loaded.layers:
-            block.compile()
+        compile_blocks(loaded, device)
     return {**models, "tokenizer": tokenizer, "scheduler": checkpoint.scheduler}
 
 
@@ -193,8 +199,8 @@ def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> No
         raise ValueError(f"device is {str(device)!r}, but torch finds no CUDA GPU here")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device is {str(device)!r}, but torch finds no MPS here")
-    if compile and device.type == "mps":
-        raise ValueError("compile is not possible on MPS; load with compile=False")
+    if compile:
+        check_compile(device)
 
 
 def _fill(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from zimage_core import loader
 from zimage_core.attention import AttentionBackendError
 from zimage_core.config import CheckpointError
 from zimage_core.loader import check_checkpoint, checkpoint_files, load_from_local_dir
@@ -392,11 +393,26 @@ def test_attention_backend(origin, monkeypatch):
             load(origin)
 
 
-def test_compile_compiles_each_block(origin, monkeypatch):
+def test_compile_comes_last_and_is_asked_for(origin, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    transformer = load(origin, compile=True)["transformer"]
-    assert compiled == list(transformer.layers)
+
+    def compile_blocks(transformer, device):
+        compiled.append((transformer.attention_backend, device.type))
+
+    monkeypatch.setattr(loader, "compile_blocks", compile_blocks)
+    load(origin, attention="_native_flash")
+    assert compiled == []
+    load(origin, attention="_native_flash", compile=True)
+    assert compiled == [("_native_flash", "cpu")]
+
+
+def test_attention_auto_is_resolved_once(origin, monkeypatch):
+    monkeypatch.delenv("ZIMAGE_ATTENTION", raising=False)
+    transformer = load(origin, attention="auto")["transformer"]
+    assert transformer.layers[0].attention.backend == "native"
+    monkeypatch.setenv("ZIMAGE_ATTENTION", "_native_flash")
+    assert load(origin, attention="auto")["transformer"].attention_backend == "_native_flash"
+    assert load(origin)["transformer"].layers[0].attention.backend is None
 
 
 def test_summary(origin):
