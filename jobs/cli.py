@@ -94,6 +94,9 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--attention", default=None, metavar="BACKEND")
     generate.add_argument(
+        "--quantization", choices=["none", "int8"], default="none", help="int8: 8-bit weights"
+    )
+    generate.add_argument(
         "--lora", action="append", type=Path, metavar="FILE", help="an adapter; repeatable"
     )
     generate.add_argument(

@@ -163,6 +163,7 @@ class ModelConfig(_Section):
     attention: Literal["auto", "native", "_native_flash", "flash", "_flash_3"] = "auto"
     compile: Annotated[Literal["auto"] | bool, Allowed("auto, true, false")] = "auto"
     offload: Literal["auto", "none", "phase", "model", "block"] = "auto"
+    quantization: Literal["none", "int8"] = "none"
     loras: Annotated[
         dict[Name, LoraConfig],
         BeforeValidator(_empty_if_null),

@@ -42,6 +42,11 @@ def generate_file(args: argparse.Namespace) -> int:
         if fault is not None:
             raise InputError(f"{flag}: {pixels}: {fault}")
     loras = _loras(args.lora or [], args.lora_scale or [])
+    if loras and args.quantization != "none":
+        raise InputError(
+            f"--quantization: {args.quantization!r}: --lora cannot be put into 8-bit weights; "
+            "allowed: 'none', or no --lora"
+        )
     start = _start(args)
     if not args.model.is_dir():
         raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
@@ -50,6 +55,7 @@ def generate_file(args: argparse.Namespace) -> int:
 
     from jobs.device import device_type
     from zimage_core import AttentionBackendError, CheckpointError, generate, load_from_local_dir
+    from zimage_core.quantization import QuantizationError
 
     device = device_type()
     dtype = args.dtype
@@ -62,12 +68,15 @@ def generate_file(args: argparse.Namespace) -> int:
             device=device,
             dtype=getattr(torch, dtype),
             attention=args.attention,
+            quantization=args.quantization,
             transformer=args.transformer,
             vae=args.vae,
             text_encoder=args.text_encoder,
         )
     except AttentionBackendError as error:
         raise InputError(f"--attention: {error}") from error
+    except QuantizationError as error:
+        raise InputError(f"--quantization: {error}") from error
     except (CheckpointError, OSError) as error:
         raise ModelError(str(error)) from error
     except ValueError as error:

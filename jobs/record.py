@@ -27,6 +27,7 @@ from prompt_generators import generator_source, read_profiles
 PATH = "job.json"
 SCHEMA_VERSION = 1
 PACKAGES = ("zimage-batch", "torch", "transformers", "numpy", "pillow", "ray")
+_QUANTIZER = "torchao"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def read_record(storage: Storage) -> JobRecord | None:
             raise StorageError(
                 f"{where}: schema_version {data['schema_version']}; allowed: {SCHEMA_VERSION}"
             )
+        # A record of before the key existed: all weights were what `model.dtype` says.
+        data["job"]["model"] = {"quantization": "none", **data["job"]["model"]}
         fingerprint = dict(data["fingerprint"])
         prompts = PromptSource(**fingerprint.pop("prompts"))
         return JobRecord(
@@ -250,7 +253,9 @@ def new_record(
     """The record of an output that is begun now."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     dump = json.loads(config.model_dump_json())
-    return JobRecord(dump, settings, prompts, plan, versions(), now, now, command=command)
+    packages = PACKAGES if config.model.quantization == "none" else (*PACKAGES, _QUANTIZER)
+    found = versions(packages)
+    return JobRecord(dump, settings, prompts, plan, found, now, now, command=command)
 
 
 def updated(record: JobRecord, config: JobConfig, **changes: Any) -> JobRecord:
@@ -265,7 +270,7 @@ def updated(record: JobRecord, config: JobConfig, **changes: Any) -> JobRecord:
 
 def version_changes(record: JobRecord) -> list[str]:
     """Packages that are not what they were when the output was begun."""
-    now = versions()
+    now = versions((*PACKAGES, _QUANTIZER))
     return [
         f"{name} {old} -> {now.get(name, 'not installed')}"
         for name, old in record.versions.items()

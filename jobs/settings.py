@@ -20,6 +20,12 @@ def refuse_unavailable(config: JobConfig) -> None:
             f"{config.place('output.layout')}: {config.output.layout!r} is not available yet; "
             "allowed: 'files'"
         )
+    model = config.model
+    if model.quantization != "none" and model.loras:
+        raise InputError(
+            f"{config.place('model.quantization')}: {model.quantization!r}: adapters "
+            "(model.loras) cannot be put into 8-bit weights; allowed: 'none', or model.loras: null"
+        )
     if config.model.offload not in ("auto", "none"):
         raise InputError(
             f"{config.place('model.offload')}: {config.model.offload!r} is not available yet; "
@@ -63,7 +69,9 @@ def resolve(
 
 
 def _model_name(model: ModelConfig) -> str:
-    """What rows call the model: its repository or folder, and what replaces parts of it."""
+    """What rows call the model: its repository or folder, what replaces parts of it, its bits."""
     replaced = [f"{name} {path.name}" for name, path in model.parts.items()]
+    if model.quantization != "none":
+        replaced.append(f"{model.quantization} weights")
     name = model.repo or model.folder.name
     return f"{name} with {', '.join(replaced)}" if replaced else name

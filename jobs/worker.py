@@ -57,6 +57,7 @@ from zimage_core import (
     load_from_local_dir,
 )
 from zimage_core.images import to_uint8
+from zimage_core.quantization import QuantizationError
 
 _PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
 
@@ -103,8 +104,8 @@ class GenerationWorker:
         Raises:
             ModelError: the checkpoint or an adapter cannot be loaded, or is another than the
                 driver's.
-            InputError: the attention backend cannot run here, an adapter does not fit the model,
-                or the generator cannot be made.
+            InputError: the attention backend or 8-bit weights cannot run here, an adapter does not
+                fit the model, or the generator cannot be made.
             StorageError: this node does not see the driver's output.
         """
         started = time.perf_counter()
@@ -133,11 +134,14 @@ class GenerationWorker:
                 dtype=getattr(torch, settings.dtype),
                 compile=settings.compile,
                 attention=settings.attention,
+                quantization=self.config.model.quantization,
                 offload=settings.offload,
                 **parts,
             )
         except AttentionBackendError as error:
             raise InputError(f"model.attention: {error}; 'native' runs everywhere") from error
+        except QuantizationError as error:
+            raise InputError(f"model.quantization: {error}") from error
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ModelError(f"the model cannot be loaded: {error}") from error
         self._pipeline = ZImagePipeline(**components)

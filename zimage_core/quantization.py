@@ -6,7 +6,7 @@ by the scales. In float16 such a product, of whole numbers, would pass 65504: th
 scale for every 128 columns or fewer, and weights are multiplied out before each product.
 
 Quantised are the linear layers of the transformer's main blocks and of the text encoder's, which
-are nine tenths of all weights. Kept as they are: the embedders of time, captions and patches, the
+are seven eighths of all weights. Kept as they are: the embedders of time, captions and patches, the
 final layer, modulation, the refiners, norms, pad tokens, the embedding of text, and the
 autoencoder. Few weights, and what others found to be sensitive: docs/quantization.md has sources
 and measurements.

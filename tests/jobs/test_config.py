@@ -34,6 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "attention": "auto",
         "compile": "auto",
         "offload": "auto",
+        "quantization": "none",
         "loras": {},
     },
     "prompts": {
