@@ -92,7 +92,15 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: bfloat16 on a GPU, float32 on a CPU",
     )
-    generate.add_argument("--attention", default=None, metavar="BACKEND")
+    generate.add_argument(
+        "--attention", default="auto", metavar="BACKEND", help="auto: the best that can run"
+    )
+    generate.add_argument(
+        "--offload",
+        choices=["auto", "none", "phase", "model", "block"],
+        default="auto",
+        help="what leaves a small GPU while it is not needed; auto: as little as fits",
+    )
     generate.add_argument(
         "--quantization", choices=["none", "int8"], default="none", help="int8: 8-bit weights"
     )
