@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,10 +34,20 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._device_type = device_type
         # By the address of the storage's own object, which its tensors share.
         self._sizes: dict[int, int] = {}
-        self._known = [tensor.untyped_storage() for tensor in known]
-        self._known_ids = {storage._cdata for storage in self._known}
+        self._is_elsewhere = False
         self.current = 0
         self.peak = 0
+        for tensor in known:
+            self._remember(tensor.untyped_storage(), 0)
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is made in here lies in other memory, and does not count."""
+        self._is_elsewhere = True
+        try:
+            yield
+        finally:
+            self._is_elsewhere = False
 
     def __torch_dispatch__(
         self,
@@ -48,7 +59,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.device.type == self._device_type:
-                self._count(tensor.untyped_storage())
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._sizes:
+                    self._remember(storage, 0 if self._is_elsewhere else storage.nbytes())
         if function is torch.ops.aten.convolution.default:
             image = args[0]
             if image.device.type == self._device_type:
@@ -56,14 +69,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.peak = max(self.peak, self.current + image.nbytes)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        identity = storage._cdata
-        if identity in self._sizes or identity in self._known_ids:
-            return
-        self._sizes[identity] = storage.nbytes()
-        self.current += storage.nbytes()
+    def _remember(self, storage: torch.UntypedStorage, size: int) -> None:
+        self._sizes[storage._cdata] = size
+        self.current += size
         self.peak = max(self.peak, self.current)
-        weakref.finalize(storage, self._forget, identity)
+        weakref.finalize(storage, self._forget, storage._cdata)
 
     def _forget(self, identity: int) -> None:
         self.current -= self._sizes.pop(identity)

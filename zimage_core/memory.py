@@ -2,14 +2,15 @@
 
 The models are made on the meta device, where tensors have shapes and no values, and the pipeline's
 own stages are run on them while the bytes of live tensors are counted. So the account follows the
-code; what happens inside of kernels (workspaces), the CUDA context and fragmentation it does not
-see: `ALLOWANCE` stands for them.
+code. What it does not see, the CUDA context, workspaces of kernels and holes between tensors, is
+assumed: `ALLOWANCE` and `FRAGMENTATION`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ from zimage_core.float16 import weights_dtype
 from zimage_core.live_bytes import FusedAttention, LiveBytes
 from zimage_core.offload import OFFLOAD_MODES, parameters_outside, streamed_blocks
 from zimage_core.pipeline import ZImagePipeline
+from zimage_core.quantization import int8_bytes, is_quantized
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
 from zimage_core.text_encoder import TextEncoder
+from zimage_core.tiling import disable_tiling, enable_tiling
 from zimage_core.transformer import ZImageTransformer2DModel
 
 # Bytes beside tensors on a CUDA device: its context, cuBLAS' and cuDNN's workspaces. Assumed.
@@ -101,6 +104,7 @@ class MemoryModel:
         vae: see `transformer`.
         text_encoder: see `transformer`.
         dtype: in which the models are loaded.
+        quantization: a name of `quantization.QUANTIZATIONS`.
     """
 
     def __init__(
@@ -109,8 +113,20 @@ class MemoryModel:
         vae: AutoencoderConfig,
         text_encoder: TextEncoderConfig,
         dtype: torch.dtype,
+        quantization: str = "none",
     ) -> None:
         self._models = _make(transformer, vae, text_encoder, dtype)
+        self._bytes: dict[int, int] = {}  # of parameters, by identity
+        self._multiplied_out = dict.fromkeys(self._models, 0)
+        for name, model in self._models.items():
+            for key, weight in model.named_parameters():
+                self._bytes[id(weight)] = weight.nbytes
+                if quantization == "int8" and is_quantized(name, key):
+                    rows, columns = weight.shape
+                    self._bytes[id(weight)] = int8_bytes((rows, columns), weight.dtype)
+                    # A product needs the weight in the dtype of the activations.
+                    largest = max(self._multiplied_out[name], weight.nbytes)
+                    self._multiplied_out[name] = largest
         # Blocks are alike, and hand on no more than their result: a few do for all of them.
         few = _make(
             replace(transformer, n_layers=_FEW, n_refiner_layers=_FEW),
@@ -123,6 +139,17 @@ class MemoryModel:
         self._pipeline = ZImagePipeline(**few, tokenizer=None, scheduler=scheduler)
         self._measured: dict[tuple[str, bool, Workload], int] = {}
 
+    @property
+    def max_caption_tokens(self) -> int:
+        """The longest caption that the transformer has positions for."""
+        return self._pipeline.transformer.max_caption_length
+
+    @property
+    def max_side(self) -> int:
+        """Pixels of the largest square that it has positions for."""
+        pipeline = self._pipeline
+        return min(pipeline.transformer.config.axes_lens[1:]) * pipeline.size_multiple
+
     def account(self, workload: Workload, offload: str) -> MemoryAccount:
         """Account for one way of offloading.
 
@@ -131,7 +158,7 @@ class MemoryModel:
         """
         if offload not in OFFLOAD_MODES:
             raise ValueError(f"offload: {offload!r}; allowed: {', '.join(OFFLOAD_MODES)}")
-        everything = sum(_num_bytes(model.parameters()) for model in self._models.values())
+        everything = sum(self._bytes.values())
         users = {"encode": "text_encoder", "denoise": "transformer", "decode": "vae"}
         if workload.from_image:
             users = {"encode": "text_encoder", "start": "vae", **users}
@@ -139,45 +166,62 @@ class MemoryModel:
         for stage, name in users.items():
             weights = everything
             if offload != "none":
-                weights = _resident_bytes(self._models[name], offload)
+                weights = self._resident_bytes(self._models[name], offload)
             activations = self._activations(stage, workload, tiled=offload != "none")
-            stages.append(StageMemory(stage, weights, activations))
+            stages.append(StageMemory(stage, weights, activations + self._multiplied_out[name]))
         return MemoryAccount(offload, tuple(stages), 0 if offload == "none" else everything)
 
-    def accounts(self, workload: Workload) -> Mapping[str, MemoryAccount]:
+    def accounts(self, workload: Workload) -> dict[str, MemoryAccount]:
         """Account for every way of offloading, by name."""
         return {offload: self.account(workload, offload) for offload in OFFLOAD_MODES}
 
+    def _resident_bytes(self, model: nn.Module, offload: str) -> int:
+        """Bytes of a model's weights on the device while it has its turn."""
+        blocks, _ = streamed_blocks(model)
+        if not blocks or offload != "block":
+            return self._num_bytes(model.parameters())
+        largest = max(self._num_bytes(block.parameters()) for block in blocks)
+        return self._num_bytes(parameters_outside(model, blocks)) + 2 * largest
+
+    def _num_bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+        return sum(self._bytes[id(parameter)] for parameter in parameters)
+
     def _activations(self, stage: str, workload: Workload, *, tiled: bool) -> int:
-        key = (stage, tiled, workload)
+        """Bytes at the peak of a stage, weights aside."""
+        if stage == "encode":
+            key = stage, False, Workload(0, 0, workload.batch_size, False, workload.caption_tokens)
+        elif stage == "denoise":
+            key = stage, False, workload
+        else:
+            key = stage, tiled, Workload(workload.height, workload.width, workload.batch_size)
         if key not in self._measured:
-            run = {
-                "encode": self._encode,
-                "start": self._start,
-                "denoise": self._denoise,
-                "decode": self._decode,
-            }[stage]
-            self._measured[key] = self._peak(run, workload)
+            self._measured[key] = self._peak(getattr(self, f"_{stage}"), workload, tiled)
         return self._measured[key]
 
-    def _peak(self, run: Callable[[Workload], Any], workload: Workload) -> int:
+    def _peak(self, run: Callable[[Workload], object], workload: Workload, tiled: bool) -> int:
         pipeline = self._pipeline
         models = (pipeline.text_encoder, pipeline.transformer, pipeline.vae)
         weights = [p for model in models for p in model.parameters()]
         with torch.no_grad(), FusedAttention(), LiveBytes("meta", weights) as live:
-            run(workload)
+            if tiled:
+                enable_tiling(pipeline.vae, store=partial(_host_tensor, live))
+            try:
+                run(workload)
+            finally:
+                disable_tiling(pipeline.vae)
         return int(live.peak)
 
-    def _encode(self, workload: Workload) -> Any:
+    def _encode(self, workload: Workload) -> object:
         size = workload.batch_size, workload.caption_tokens
         return self._pipeline.text_encoder(_empty(*size, dtype=torch.int64))
 
-    def _start(self, workload: Workload) -> Any:
+    def _start(self, workload: Workload) -> object:
+        # One image is encoded after the other.
         image = _empty(1, 3, workload.height, workload.width, dtype=torch.float32)
         generators = [torch.Generator() for _ in range(workload.batch_size)]
         return self._pipeline.encode_image(image, generators)
 
-    def _denoise(self, workload: Workload) -> Any:
+    def _denoise(self, workload: Workload) -> object:
         width = self._pipeline.transformer.config.cap_feat_dim
         size = workload.batch_size
         captions = [
@@ -195,8 +239,9 @@ class MemoryModel:
             latents=_empty(*shape, dtype=torch.float32),
         )
 
-    def _decode(self, workload: Workload) -> Any:
-        shape = self._pipeline.latents_shape(workload.batch_size, workload.height, workload.width)
+    def _decode(self, workload: Workload) -> object:
+        size = workload.batch_size, workload.height, workload.width
+        shape = self._pipeline.latents_shape(*size)
         return self._pipeline.decode(_empty(*shape, dtype=torch.float32))
 
 
@@ -216,18 +261,11 @@ def _make(
     return models
 
 
-def _resident_bytes(model: nn.Module, offload: str) -> int:
-    """Bytes of a model's weights on the device while it has its turn."""
-    blocks, _ = streamed_blocks(model)
-    if not blocks or offload != "block":
-        return _num_bytes(model.parameters())
-    largest = max(_num_bytes(block.parameters()) for block in blocks)
-    return _num_bytes(parameters_outside(model, blocks)) + 2 * largest
-
-
-def _num_bytes(parameters: Any) -> int:
-    return sum(parameter.nbytes for parameter in parameters)
-
-
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _host_tensor(live: LiveBytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Stands for host memory, in which tiling keeps what waits."""
+    with live.elsewhere():
+        return _empty(*shape, dtype=dtype)
