@@ -28,14 +28,17 @@ def describe_device() -> WorkerInfo:
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
         device, memory = properties.name, int(properties.total_memory)
+        free = int(torch.cuda.mem_get_info(0)[0])
     else:
         device = kind
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free = 0  # of no use to anybody
     return WorkerInfo(
         node=socket.gethostname(),
         device=device,
         device_type=kind,
         memory=memory,
+        free_memory=free,
         versions=versions(),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         pid=os.getpid(),

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from jobs.address import environment_address, unreachable_reason
+from jobs.memory_needs import format_memory, memory_report, smallest_need
 from jobs.quantities import memory_size
 
 PACKAGES = ("zimage-batch", "torch", "transformers", "ray", "safetensors", "pyarrow", "obstore")
@@ -46,7 +47,7 @@ def doctor(model_dir: Path | None = None, parts: Mapping[str, Path] | None = Non
         parts: what replaces models of it, by name.
 
     Returns a mapping that `json.dumps` takes: `ok`, `versions`, `cpu`, `device`, `gpus`,
-    `attention`, `disk`, `ray`, `model`, `problems`.
+    `attention`, `attention_auto`, `compile`, `disk`, `ray`, `model`, `problems`.
     """
     problems = _Problems()
     versions = _versions(problems)
@@ -60,6 +61,8 @@ def doctor(model_dir: Path | None = None, parts: Mapping[str, Path] | None = Non
         "device": device,
         "gpus": gpus,
         "attention": _attention(torch, device),
+        "attention_auto": _attention_auto(torch, device),
+        "compile": _compile(torch, device),
         "disk": _disk(problems),
         "ray": _ray(problems),
         "model": None if model_dir is None else _model(model_dir, gpus, problems, parts),
@@ -86,6 +89,10 @@ def format_doctor(report: Report) -> str:
         lines.append(f"gpu        none; images are made on {report['device']}")
     for name, backend in report["attention"].items():
         lines.append(f"attention  {name}: {'can run' if backend['runs'] else backend['reason']}")
+    if report["attention_auto"] is not None:
+        lines.append(f"attention  auto picks {report['attention_auto']}")
+    compiling = report["compile"]
+    lines.append(f"compile    {'can run' if compiling['runs'] else compiling['reason']}")
     lines.append(f"disk       {memory_size(disk['free_bytes'])} free in {disk['path']}")
     if ray["address"] is None:
         lines.append("ray        no address is set: `zimage run` starts Ray on this machine")
@@ -99,6 +106,11 @@ def format_doctor(report: Report) -> str:
             f"{memory_size(model['bytes'])} on disk"
         )
         lines += [f"           note: {note}" for note in model["notes"]]
+        lines += format_memory(
+            model["memory"],
+            model["memory_dtype"],
+            min((gpu["free_bytes"] for gpu in report["gpus"]), default=None),
+        )
     elif model is not None:
         lines.append(f"model      {model['path']}: cannot be used")
     for entry in report["problems"]:
@@ -218,7 +230,7 @@ def _attention(torch: ModuleType | None, device: str) -> dict[str, dict[str, Any
         return {}
     from zimage_core.attention import AttentionBackendError, attention_backends, check_backend
 
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = _dtype(torch, device)
     found: dict[str, dict[str, Any]] = {}
     for name in attention_backends():
         try:
@@ -228,6 +240,31 @@ def _attention(torch: ModuleType | None, device: str) -> dict[str, dict[str, Any
             reason = str(error).partition("cannot run here: ")[2] or str(error)
             found[name] = {"runs": False, "reason": reason}
     return found
+
+
+def _attention_auto(torch: ModuleType | None, device: str) -> str | None:
+    """What `auto` stands for here, whatever the environment names."""
+    if torch is None:
+        return None
+    from zimage_core.attention import best_backend
+
+    return best_backend(device, _dtype(torch, device), HEAD_DIM)
+
+
+def _compile(torch: ModuleType | None, device: str) -> dict[str, Any]:
+    if torch is None:
+        return {"runs": False, "reason": "torch cannot be imported"}
+    from zimage_core.compilation import CompileError, check_compile
+
+    try:
+        check_compile(device)
+    except CompileError as error:
+        return {"runs": False, "reason": str(error)}
+    return {"runs": True, "reason": None}
+
+
+def _dtype(torch: ModuleType, device: str) -> Any:
+    return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def _disk(problems: _Problems) -> dict[str, Any]:
@@ -271,6 +308,8 @@ def _model(
         "bytes": None,
         "files": None,
         "notes": [],
+        "memory_dtype": "bfloat16",
+        "memory": [],
     }
     try:
         summary = check_checkpoint(model_dir, **(parts or {}))
@@ -290,12 +329,14 @@ def _model(
         "files": len(summary.files),
         "notes": list(summary.notes),
     }
-    needed = 2 * sum(parameters.values())  # bfloat16
+    found["memory"] = memory_report(model_dir, parts or {}, dtype="bfloat16")
+    needed = smallest_need(found["memory"])
     for gpu in gpus:
-        if gpu["memory_bytes"] < needed:
+        if needed is not None and gpu["memory_bytes"] < needed:
             problems.found(
                 f"GPU {gpu['index']} ({gpu['name']}) has {memory_size(gpu['memory_bytes'])}, and "
-                f"the weights alone take {memory_size(needed)} in bfloat16",
+                f"the least that the model needs is {memory_size(needed)}, with model.offload: "
+                "block",
                 f"use a GPU of more than {memory_size(needed)}, or none: "
                 "CUDA_VISIBLE_DEVICES= zimage run JOB --local",
             )

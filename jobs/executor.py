@@ -7,7 +7,7 @@ is small: pixels never leave the worker.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
@@ -36,9 +36,12 @@ class WorkerInfo:
     device: str  # "cpu", or the name of the accelerator
     device_type: str  # "cpu", "cuda" or "mps"
     memory: int  # bytes of the device
+    free_memory: int = 0  # of these, before the model is loaded
     versions: dict[str, str] = field(default_factory=dict)
     visible_devices: str | None = None
     pid: int = 0
+    attention: tuple[str, ...] = ()  # backends that can run in the job's dtype, the best first
+    compiles: bool = False  # see `Capabilities.compiles`
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,14 @@ class Executor(Protocol):
 
     def fingerprint(self) -> str:
         """Content hash of the weights as a worker sees them. Raises ModelError, InputError."""
+        ...
+
+    def memory_needed(self) -> Mapping[str, int]:
+        """Bytes that should be free on a worker's device, for each way of offloading.
+
+        Raises:
+            ModelError, InputError: as `fingerprint`.
+        """
         ...
 
     def load(self, settings: Settings) -> None:

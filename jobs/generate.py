@@ -68,6 +68,7 @@ def generate_file(args: argparse.Namespace) -> int:
             device=device,
             dtype=getattr(torch, dtype),
             attention=args.attention,
+            offload=_offload(args, device, dtype) if args.offload == "auto" else args.offload,
             quantization=args.quantization,
             transformer=args.transformer,
             vae=args.vae,
@@ -160,6 +161,26 @@ def _loras(files: list[Path], scales: list[float]) -> list[tuple[Path, float]]:
             raise InputError(f"--lora: {error}") from error
     every = scales or [1.0]
     return list(zip(files, every if len(every) == len(files) else every * len(files), strict=True))
+
+
+def _offload(args: argparse.Namespace, device: str, dtype: str) -> str:
+    """What `auto` stands for: the first way whose memory is free, and the last where none is."""
+    if device != "cuda":
+        return "none"
+    import torch
+
+    from jobs.memory_needs import AUTO_OFFLOAD, first_fitting, image_memory, memory_model
+
+    given = {name: getattr(args, name) for name in ("transformer", "vae", "text_encoder")}
+    parts = {name: path for name, path in given.items() if path is not None}
+    needed = image_memory(
+        memory_model(args.model, parts, dtype, args.quantization),
+        height=args.height,
+        width=args.width,
+        guided=args.guidance > 0,
+        from_image=args.init_image is not None,
+    )
+    return first_fitting(needed, torch.cuda.mem_get_info()[0]) or AUTO_OFFLOAD[-1]
 
 
 def _merge_loras(transformer: nn.Module, loras: list[tuple[Path, float]]) -> None:

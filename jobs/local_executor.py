@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from jobs.errors import InputError, JobError
 from jobs.executor import (
@@ -26,10 +26,18 @@ class LocalExecutor:
     """Runs leases on the calling thread: each `poll` makes one batch.
 
     The same `GenerationWorker` as on a cluster, called directly.
+
+    Args:
+        spec: the job and its output.
+        stop: whether to drain: a signal that comes while a batch is made is seen in here first.
+        name: of the worker.
     """
 
-    def __init__(self, spec: WorkerSpec, name: str = "local-0") -> None:
+    def __init__(
+        self, spec: WorkerSpec, stop: Callable[[], bool] = lambda: False, name: str = "local-0"
+    ) -> None:
         self.spec = spec
+        self._stop = stop
         self.name = name
         self.num_workers = 1
         self._events: deque[Event] = deque()
@@ -41,13 +49,17 @@ class LocalExecutor:
         """See `Executor.start`."""
         from jobs.worker import GenerationWorker  # torch is imported where a model is run
 
-        self._worker = GenerationWorker(self.spec, self.name)
+        self._worker = GenerationWorker(self.spec, self.name, self._stop)
         self._info = self._worker.describe()
         return self._info
 
     def fingerprint(self) -> str:
         """See `Executor.fingerprint`."""
         return self._worker.fingerprint()
+
+    def memory_needed(self) -> Mapping[str, int]:
+        """See `Executor.memory_needed`."""
+        return self._worker.memory_needed()
 
     def load(self, settings: Settings) -> None:
         """See `Executor.load`; here it does wait."""

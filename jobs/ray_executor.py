@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,15 +165,21 @@ class RayExecutor:
 
     def fingerprint(self) -> str:
         """See `Executor.fingerprint`; asks the worker that started first."""
+        return str(self._ask("fingerprint"))
+
+    def memory_needed(self) -> Mapping[str, int]:
+        """See `Executor.memory_needed`; asks the worker that started first."""
+        return dict(self._ask("memory_needed"))
+
+    def _ask(self, method: str) -> Any:
         try:
-            answer = self._first.actor.fingerprint.remote()
-            fingerprint: str = ray.get(answer, timeout=max(_LOAD_LIMIT, self.stall_timeout))
+            answer = getattr(self._first.actor, method).remote()
+            return ray.get(answer, timeout=max(_LOAD_LIMIT, self.stall_timeout))
         except RayError as error:
             cause = _cause(error)
             if isinstance(cause, JobError):
                 raise cause from error
             raise ClusterError(f"worker {self._first.name} died: {error}") from error
-        return fingerprint
 
     def load(self, settings: Settings) -> None:
         """See `Executor.load`."""

@@ -28,6 +28,10 @@ class WorkerActor:
         """See `GenerationWorker.fingerprint`."""
         return self.worker.fingerprint()
 
+    def memory_needed(self) -> dict[str, int]:
+        """See `GenerationWorker.memory_needed`."""
+        return self.worker.memory_needed()
+
     def load(self, settings: Settings) -> float:
         """Load the model; seconds it took."""
         started = time.perf_counter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,10 +98,10 @@ def _work(
 ) -> float:
     """Start workers, fix the plan and drive the job; seconds it took."""
     config, storage, resume = prepared.config, prepared.storage, prepared.resume
-    executor = stack.enter_context(_executor(config, options, storage, epoch))
+    executor = stack.enter_context(_executor(config, options, storage, epoch, stop))
     info = executor.start()
     fingerprint = executor.fingerprint()
-    record = _fix_plan(prepared, options, info, fingerprint, epoch)
+    record = _fix_plan(prepared, options, info, fingerprint, epoch, executor.memory_needed)
     report = ProgressReport(resume.num_to_make)
     listing = resume.listing
     scheduler = Scheduler(
@@ -140,14 +140,20 @@ def _work(
 
 
 def _fix_plan(
-    prepared: Prepared, options: RunOptions, info: WorkerInfo, fingerprint: str, epoch: Epoch
+    prepared: Prepared,
+    options: RunOptions,
+    info: WorkerInfo,
+    fingerprint: str,
+    epoch: Epoch,
+    memory_needed: Callable[[], Mapping[str, int]],
 ) -> JobRecord:
     """Write job.json: the resolved job, or the old one with a further extent."""
     config, storage = prepared.config, prepared.storage
     record = prepared.record
     loras = {name: lora.fingerprint for name, lora in prepared.loras.items()}
     if record is None:
-        settings = resolve(config, info, fingerprint, loras)
+        num_samples = prepared.plan.num_samples
+        settings = resolve(config, info, fingerprint, loras, memory_needed, num_samples)
         source = prompt_source(config)
         record = new_record(config, settings, source, prepared.plan, options.command)
     else:
@@ -176,7 +182,7 @@ def _fix_plan(
 
 @contextlib.contextmanager
 def _executor(
-    config: JobConfig, options: RunOptions, storage: Storage, epoch: Epoch
+    config: JobConfig, options: RunOptions, storage: Storage, epoch: Epoch, stop: StopRequest
 ) -> Iterator[Executor]:
     uri = storage.uri if storage.root is None else str(storage.root)
     spec = WorkerSpec(
@@ -185,7 +191,7 @@ def _executor(
     if options.local:
         if config.run.workers not in ("auto", 1):
             _say(f"note: --local runs 1 worker in this process, not {config.run.workers}")
-        local = LocalExecutor(spec)
+        local = LocalExecutor(spec, lambda: bool(stop))
         try:
             yield local
         finally:

@@ -2,8 +2,7 @@
 
 A plain class that knows nothing of Ray. All model work is done on the thread that calls `run`;
 encoding to PNG, hashing and writing go to a small pool, so that they overlap with the next batch.
-What happens to a batch here, in order: encode its prompts, put its LoRAs into the weights, denoise,
-decode, to uint8, write.
+What happens to a batch on the device is in `batch_stages`.
 """
 
 from __future__ import annotations
@@ -12,13 +11,16 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from jobs.batch_stages import BatchStages
 from jobs.batch_starts import BatchStarts, read_starts
+from jobs.capabilities import device_capabilities
 from jobs.config import JobConfig
 from jobs.device import (
     DeviceError,
@@ -44,19 +46,20 @@ from jobs.init_images import check_images
 from jobs.lease_plan import plan_lease
 from jobs.loras import load_loras
 from jobs.manifest import BatchMode
+from jobs.memory_needs import job_memory
 from jobs.plan import Sample, job_generator
+from jobs.settings import resolve_batch_size, resolve_dtype
 from jobs.storage import Storage
 from jobs.worker_log import WorkerLog
 from jobs.writers import Pixels
 from prompt_generators import PromptGenerator
 from zimage_core import (
     AttentionBackendError,
-    LoraSwitcher,
     ZImagePipeline,
     ensure_model_weights,
     load_from_local_dir,
 )
-from zimage_core.images import to_uint8
+from zimage_core.compilation import CompileError
 from zimage_core.quantization import QuantizationError
 
 _PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
@@ -68,9 +71,12 @@ class GenerationWorker:
     Args:
         spec: the job and its output.
         name: of this worker, in rows and logs.
+        stop: whether to drain, for a driver in the same process that cannot call meanwhile.
     """
 
-    def __init__(self, spec: WorkerSpec, name: str) -> None:
+    def __init__(
+        self, spec: WorkerSpec, name: str, stop: Callable[[], bool] = lambda: False
+    ) -> None:
         self.spec = spec
         self.name = name
         self.config = JobConfig.model_validate_json(spec.config)
@@ -78,8 +84,9 @@ class GenerationWorker:
         self.log = WorkerLog(self.storage, f"logs/{spec.epoch:06d}-{name}.log")
         self._steps = 0
         self._draining = threading.Event()
+        self._stop = stop
         self._pipeline: ZImagePipeline | None = None
-        self._loras: LoraSwitcher | None = None
+        self._stages: BatchStages | None = None
         self._generator: PromptGenerator | None = None
         self._settings: Settings | None = None
         self._starts = BatchStarts()
@@ -91,12 +98,28 @@ class GenerationWorker:
         return self._steps + self._images.written
 
     def describe(self) -> WorkerInfo:
-        """Where this worker runs. Loads nothing."""
-        return describe_device()
+        """Where this worker runs, and what can run there. Loads nothing."""
+        info = describe_device()
+        dtype = resolve_dtype(self.config, info.device_type)
+        found = device_capabilities(self.config, info.device_type, dtype)
+        return replace(info, attention=found.attention, compiles=found.compiles)
 
     def fingerprint(self) -> str:
         """Content hash of the weights; fetches them first where the job says from where."""
         return node_fingerprint(self._weights(), **self.config.model.parts)
+
+    def memory_needed(self) -> dict[str, int]:
+        """Bytes that should be free on the device for this job, for each way of offloading.
+
+        Raises:
+            ModelError: the checkpoint is none, or cannot make images of the job's size.
+        """
+        dtype = resolve_dtype(self.config, device_type())
+        batch_size = resolve_batch_size(self.config)
+        try:
+            return job_memory(self.config, self._weights(), dtype=dtype, batch_size=batch_size)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
 
     def load(self, settings: Settings) -> None:
         """Load model and generator, and see that the output is the driver's.
@@ -104,8 +127,8 @@ class GenerationWorker:
         Raises:
             ModelError: the checkpoint or an adapter cannot be loaded, or is another than the
                 driver's.
-            InputError: the attention backend or 8-bit weights cannot run here, an adapter does not
-                fit the model, or the generator cannot be made.
+            InputError: the attention backend, 8-bit weights or compiled blocks cannot run here, an
+                adapter does not fit the model, or the generator cannot be made.
             StorageError: this node does not see the driver's output.
         """
         started = time.perf_counter()
@@ -140,16 +163,27 @@ class GenerationWorker:
             )
         except AttentionBackendError as error:
             raise InputError(f"model.attention: {error}; 'native' runs everywhere") from error
+        except CompileError as error:
+            raise InputError(f"model.compile: {error}") from error
         except QuantizationError as error:
             raise InputError(f"model.quantization: {error}") from error
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ModelError(f"the model cannot be loaded: {error}") from error
         self._pipeline = ZImagePipeline(**components)
-        self._loras = load_loras(self.config, self._pipeline.transformer, settings.loras)
+        self._stages = BatchStages(
+            self._pipeline,
+            loras=load_loras(self.config, self._pipeline.transformer, settings.loras),
+            scales={name: lora.scale for name, lora in self.config.model.loras.items()},
+            sampling=self.config.sampling,
+            images_root=self.config.prompts.images_root,
+            on_step=self._tick,
+            log=self.log.write,
+        )
         self._generator = job_generator(self.config, self.spec.working_dir)
         self.log.write(
-            f"loaded {path} ({settings.dtype}, attention {settings.attention}) on {device} "
-            f"in {time.perf_counter() - started:.1f} s"
+            f"loaded {path} ({settings.dtype}, attention {settings.attention}, "
+            f"compile {settings.compile}, offload {settings.offload}) on {device} in "
+            f"{time.perf_counter() - started:.1f} s"
         )
 
     def drain(self) -> None:
@@ -158,8 +192,8 @@ class GenerationWorker:
 
     @property
     def draining(self) -> bool:
-        """Whether `drain` was called."""
-        return self._draining.is_set()
+        """Whether to begin no further batch."""
+        return self._is_draining()
 
     def run(self, lease: Lease) -> Iterator[Message]:
         """Make the wanted samples of a lease, batch by batch.
@@ -171,7 +205,8 @@ class GenerationWorker:
         Raises:
             DeviceError: the device failed in a way that only a new process mends.
         """
-        assert self._settings is not None and self._pipeline is not None
+        assert self._settings is not None and self._stages is not None
+        assert self._pipeline is not None
         if self.draining:
             return
         torch.set_num_threads(self._settings.threads_per_worker)  # counts for this thread alone
@@ -189,12 +224,14 @@ class GenerationWorker:
         )
         yield plan.message
         wanted = set(lease.wanted)
+        batches = [b for b in plan.batches if wanted.intersection(s.index for s in b)]
+        in_phases = self._settings.offload == "phase"
+        if in_phases:
+            self._denoise_all([b for b in batches if b[0].index not in plan.failures])
         pending: deque[tuple[list[Future[Result] | Result], int]] = deque()
-        for batch in plan.batches:
-            if not wanted.intersection(s.index for s in batch):
-                continue
-            if self._draining.is_set():
-                break
+        for batch in batches:
+            if self._is_draining() and not (in_phases and self._stages.is_denoised(batch)):
+                continue  # with phases, what is denoised is under way
             failure = plan.failures.get(batch[0].index)
             if failure is not None:
                 results: list[Future[Result] | Result] = [failure]
@@ -211,10 +248,22 @@ class GenerationWorker:
             yield self._finish(pending.popleft(), wanted)
         self.log.flush()
 
+    def _is_draining(self) -> bool:
+        return self._draining.is_set() or self._stop()
+
     def close(self) -> None:
         """Flush the log and end the writer threads."""
         self._images.close()
         self.log.flush()
+
+    def _denoise_all(self, batches: Sequence[Sequence[Sample]]) -> None:
+        assert self._stages is not None
+        try:
+            self._stages.denoise_all(batches, self._is_draining)
+        except Exception as error:
+            if is_device_failure(error):
+                raise DeviceError(str(error)) from error
+            raise
 
     def _make(
         self, lease: Lease, batch: list[Sample], wanted: set[int]
@@ -268,54 +317,8 @@ class GenerationWorker:
 
     def _generate(self, batch: Sequence[Sample]) -> list[Pixels | None]:
         """Pixels uint8 (H, W, 3) of each sample; None where they are not finite."""
-        pipeline, sampling = self._pipeline, self.config.sampling
-        assert pipeline is not None
-        first = batch[0]
-        # Encoded together with the batch's own prompts and no others: what shares a padded batch
-        # moves the last bits of a float, and the batch is what the plan fixes.
-        prompts = pipeline.encode(
-            [s.prompt for s in batch], max_sequence_length=sampling.max_sequence_length
-        )
-        negatives = None
-        if sampling.guidance_scale > 0:
-            negatives = pipeline.encode(
-                [s.negative_prompt for s in batch],
-                max_sequence_length=sampling.max_sequence_length,
-            )
-        self._merge_loras(first.loras)
-        self._steps += 1
-        # A generator draws the latents of an image to start from, and the noise after them.
-        generators = [torch.Generator("cpu").manual_seed(s.seed) for s in batch]
-        images = self._starts.of(batch)
-        image_latents = None if images is None else pipeline.encode_image(images, generators)
-        latents = pipeline.denoise(
-            prompts,
-            height=first.height,
-            width=first.width,
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-            negative_prompt_embeds=negatives,
-            generators=generators,
-            image_latents=image_latents,
-            strength=sampling.strength,
-            cfg_normalization=sampling.cfg_normalization,
-            cfg_truncation=sampling.cfg_truncation,
-            on_step=self._tick,
-        )
-        decoded = pipeline.decode(latents)
-        self._steps += 1
-        finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
-        pixels = to_uint8(torch.nan_to_num(decoded))
-        return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
-
-    def _merge_loras(self, names: Sequence[str]) -> None:
-        """Put a batch's adapters into the weights, and take those of the last one out."""
-        started = time.perf_counter()
-        assert self._loras is not None
-        scales = {name: self.config.model.loras[name].scale for name in names}
-        if self._loras.apply(scales):
-            seconds = time.perf_counter() - started
-            self.log.write(f"LoRAs {', '.join(names) or 'none'} put in, in {seconds:.2f} s")
+        assert self._stages is not None
+        return self._stages.make(batch, self._starts)
 
     def _finish(
         self, entry: tuple[list[Future[Result] | Result], int], wanted: set[int]

@@ -124,8 +124,10 @@ class MemoryModel:
                 if quantization == "int8" and is_quantized(name, key):
                     rows, columns = weight.shape
                     self._bytes[id(weight)] = int8_bytes((rows, columns), weight.dtype)
-                    # A product needs the weight in the dtype of the activations.
-                    largest = max(self._multiplied_out[name], weight.nbytes)
+                    # A product needs the weight in the dtype of the activations; with scales for
+                    # parts of rows also on the way there, in float32.
+                    copies = 3 if dtype == torch.float16 else 1
+                    largest = max(self._multiplied_out[name], copies * weight.nbytes)
                     self._multiplied_out[name] = largest
         # Blocks are alike, and hand on no more than their result: a few do for all of them.
         few = _make(

@@ -58,10 +58,6 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["output.layout=webdataset"],
         ["--set: output.layout: 'webdataset' is not available yet; allowed: 'files'"],
     ),
-    "offload": (
-        ["model.offload=block"],
-        ["--set: model.offload: 'block' is not available yet; allowed: 'auto', 'none'"],
-    ),
     "loras": (
         ["model.loras={ink: {path: ink.safetensors}}"],
         ["--set: model.loras.ink.path: ", "/ink.safetensors: no such file"],

@@ -22,6 +22,8 @@ KEYS = [
     "device",
     "gpus",
     "attention",
+    "attention_auto",
+    "compile",
     "disk",
     "ray",
     "model",
@@ -61,6 +63,8 @@ def test_report_of_this_machine_is_complete_and_json() -> None:
     assert re.match(r"\d+\.\d+", report["versions"]["torch"])
     assert report["attention"]["native"] == {"runs": True, "reason": None}
     assert report["attention"]["_flash_3"]["runs"] or report["attention"]["_flash_3"]["reason"]
+    assert report["attention_auto"] in report["attention"]
+    assert report["compile"]["runs"] == (report["compile"]["reason"] is None)
     assert report["ray"] == {"address": None, "reachable": None, "reason": None}
     assert report["model"] is None
     assert report["ok"] == (report["problems"] == [])
@@ -68,7 +72,15 @@ def test_report_of_this_machine_is_complete_and_json() -> None:
 
 def test_text_says_what_the_report_says() -> None:
     text = format_doctor(doctor())
-    for word in ("torch ", "cores", "attention  native: can run", " free in ", "zimage run"):
+    for word in (
+        "torch ",
+        "cores",
+        "attention  native: can run",
+        "attention  auto picks ",
+        "compile    ",
+        " free in ",
+        "zimage run",
+    ):
         assert word in text
     report = doctor()
     report |= {"ok": False, "problems": [{"problem": "it is broken", "fix": "mend --it"}]}
@@ -195,13 +207,13 @@ def test_a_model_is_summed_up_or_its_fault_named(tmp_path: Path) -> None:
     assert "cannot be used" in format_doctor(report)
 
 
-def test_weights_larger_than_the_gpu_are_a_problem(tmp_path: Path) -> None:
+def test_a_gpu_too_small_for_any_image_is_a_problem(tmp_path: Path) -> None:
     from zimage_core.tiny.make import make_checkpoint
 
     problems = doctor_module._Problems()
     gpus = doctor_module._gpus(fake_torch(total_memory=1_000_000), problems)
     doctor_module._model(make_checkpoint(tmp_path / "tiny"), gpus, problems)
-    assert "weights alone take" in fixes({"problems": problems})
+    assert "the least that the model needs is" in fixes({"problems": problems})
 
 
 def test_docs_name_every_key() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -220,3 +221,29 @@ def test_fused_attention_has_the_shape_and_no_scores() -> None:
         out = nn.functional.scaled_dot_product_attention(q, q, q)
     assert out.shape == q.shape
     assert live.peak == q.nbytes
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_the_tables_of_the_documents_are_computed(quantization: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "small-cards.md").read_text(encoding="utf-8")
+    _, plain, eight_bits = page.split("| pixels | guidance |")
+    rows = re.findall(r"^\| (\d+) x (\d+) \| (yes|no) \|(.+)\|$", plain, re.MULTILINE)
+    if quantization == "int8":
+        rows = re.findall(r"^\| (\d+) x (\d+) \| (yes|no) \|(.+)\|$", eight_bits, re.MULTILINE)
+    assert len(rows) == 6
+    model = MemoryModel(
+        TransformerConfig.from_json(PUBLISHED / "transformer.json"),
+        AutoencoderConfig.from_json(PUBLISHED / "vae.json"),
+        TextEncoderConfig.from_json(PUBLISHED / "text_encoder.json"),
+        torch.bfloat16,
+        quantization,
+    )
+    for width, height, guidance, cells in rows:
+        workload = Workload(int(height), int(width), guided=guidance == "yes")
+        needed = {mode: model.account(workload, mode).needed for mode in ("none", "phase", "block")}
+        fits = [
+            next((mode for mode in needed if needed[mode] <= 0.97 * gib * GIB), "nothing")
+            for gib in (8, 12, 16, 24, 80)
+        ]
+        computed = [*(f"{count / GIB:.1f}" for count in needed.values()), *fits]
+        assert [cell.strip() for cell in cells.split("|")] == computed

@@ -1,0 +1,199 @@
+"""What happens to a batch on the device: encode, start, denoise, decode.
+
+In this order, one batch after the other; or, where the models take turns on a device that is too
+small for all of them (`model.offload: phase`), one stage after the other for all batches of a
+lease, so that weights are moved twice for a shard and not twice for a batch. The numbers are the
+same: a stage sees the same batches in both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from jobs.batch_starts import BatchStarts, read_starts
+from jobs.config import SamplingConfig
+from jobs.device import empty_cache, is_device_failure, is_out_of_memory
+from jobs.plan import Sample
+from jobs.writers import Pixels
+from zimage_core import LoraSwitcher, ZImagePipeline
+from zimage_core.images import to_uint8
+from zimage_core.offload import compute_device, use
+
+
+@dataclass
+class Draft:
+    """A batch between two stages."""
+
+    samples: Sequence[Sample]
+    prompts: list[Tensor] = field(default_factory=list)
+    negatives: list[Tensor] | None = None
+    generators: list[Generator] = field(default_factory=list)
+    image_latents: Tensor | None = None
+    latents: Tensor | None = None
+
+    def wait(self) -> None:
+        """Leave the device to others until the next stage."""
+        self.prompts = _to_host(self.prompts)
+        self.negatives = None if self.negatives is None else _to_host(self.negatives)
+        if self.image_latents is not None:
+            self.image_latents = self.image_latents.cpu()
+        if self.latents is not None:
+            self.latents = self.latents.cpu()
+
+
+class BatchStages:
+    """Runs batches through one pipeline.
+
+    Args:
+        pipeline: the models.
+        loras: the adapters of its transformer.
+        scales: strength of each adapter, by name.
+        sampling: the job's.
+        images_root: of the job's starting images.
+        on_step: called with every step of work.
+        log: called with a line for the worker's log.
+    """
+
+    def __init__(
+        self,
+        pipeline: ZImagePipeline,
+        *,
+        loras: LoraSwitcher,
+        scales: Mapping[str, float],
+        sampling: SamplingConfig,
+        images_root: Path | None,
+        on_step: Callable[[int], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._pipeline = pipeline
+        self._loras = loras
+        self._scales = scales
+        self._sampling = sampling
+        self._images_root = images_root
+        self._on_step = on_step
+        self._log = log
+        self._denoised: dict[tuple[int, ...], Draft] = {}
+
+    def make(self, batch: Sequence[Sample], starts: BatchStarts) -> list[Pixels | None]:
+        """Pixels uint8 (H, W, 3) of each sample of a batch; None where they are not finite."""
+        draft = self._denoised.pop(_indices(batch), None)
+        if draft is None:
+            draft = Draft(batch)
+            self._encode(draft)
+            self._start(draft, starts)
+            self._denoise(draft)
+        return self._decode(draft)
+
+    def is_denoised(self, batch: Sequence[Sample]) -> bool:
+        """Whether `make` has only to decode a batch, thanks to `denoise_all`."""
+        return _indices(batch) in self._denoised
+
+    def denoise_all(self, batches: Iterable[Sequence[Sample]], stop: Callable[[], bool]) -> None:
+        """Take batches up to the last stage, all of them through one before the next begins.
+
+        A batch that fails is left out: `make` tries it again, where its error has consequences.
+
+        Args:
+            batches: as `make` will be asked for them.
+            stop: whether to begin no further batch; those that are denoised can be made.
+        """
+        self._denoised.clear()
+        drafts = [Draft(batch) for batch in batches]
+        for stage in (self._encode, self._read_start, self._denoise):
+            for draft in list(drafts):
+                if stop():
+                    return
+                try:
+                    stage(draft)
+                except Exception as error:
+                    if is_device_failure(error):
+                        raise
+                    if is_out_of_memory(error):
+                        empty_cache()
+                    words = f"{type(error).__name__}: {error}"
+                    self._log(f"samples {_indices(draft.samples)} left for later: {words}")
+                    drafts.remove(draft)
+                    continue
+                draft.wait()
+                if draft.latents is not None:
+                    self._denoised[_indices(draft.samples)] = draft
+
+    def _encode(self, draft: Draft) -> None:
+        batch, sampling = draft.samples, self._sampling
+        # Encoded together with the batch's own prompts and no others: what shares a padded batch
+        # moves the last bits of a float, and the batch is what the plan fixes.
+        draft.prompts = self._pipeline.encode(
+            [s.prompt for s in batch], max_sequence_length=sampling.max_sequence_length
+        )
+        if sampling.guidance_scale > 0:
+            draft.negatives = self._pipeline.encode(
+                [s.negative_prompt for s in batch],
+                max_sequence_length=sampling.max_sequence_length,
+            )
+        # A generator draws the latents of an image to start from, and the noise after them.
+        draft.generators = [torch.Generator("cpu").manual_seed(s.seed) for s in batch]
+        self._on_step(0)
+
+    def _read_start(self, draft: Draft) -> None:
+        if draft.samples[0].init_image is None:
+            return
+        starts = read_starts(draft.samples, self._images_root, self._on_step)
+        if starts.faults:  # a smaller batch then, which only `make` can see to
+            raise ValueError("; ".join(starts.faults.values()))
+        self._start(draft, starts)
+
+    def _start(self, draft: Draft, starts: BatchStarts) -> None:
+        images = starts.of(draft.samples)
+        if images is not None:
+            draft.image_latents = self._pipeline.encode_image(images, draft.generators)
+
+    def _denoise(self, draft: Draft) -> None:
+        first, sampling = draft.samples[0], self._sampling
+        self._merge_loras(first.loras)
+        draft.latents = self._pipeline.denoise(
+            draft.prompts,
+            height=first.height,
+            width=first.width,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            negative_prompt_embeds=draft.negatives,
+            generators=draft.generators,
+            image_latents=draft.image_latents,
+            strength=sampling.strength,
+            cfg_normalization=sampling.cfg_normalization,
+            cfg_truncation=sampling.cfg_truncation,
+            on_step=self._on_step,
+        )
+
+    def _decode(self, draft: Draft) -> list[Pixels | None]:
+        assert draft.latents is not None
+        # Scaled where they were made: a division has other last bits elsewhere.
+        decoded = self._pipeline.decode(draft.latents.to(compute_device(self._pipeline.vae)))
+        self._on_step(0)
+        finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
+        pixels = to_uint8(torch.nan_to_num(decoded))
+        return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
+
+    def _merge_loras(self, names: Sequence[str]) -> None:
+        """Put a batch's adapters into the weights, and take those of the last one out."""
+        started = time.perf_counter()
+        use(self._pipeline.transformer)  # sums of weights are made where they are quick
+        if self._loras.apply({name: self._scales[name] for name in names}):
+            seconds = time.perf_counter() - started
+            self._log(f"LoRAs {', '.join(names) or 'none'} put in, in {seconds:.2f} s")
+
+
+def _indices(batch: Sequence[Sample]) -> tuple[int, ...]:
+    return tuple(sample.index for sample in batch)
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Equal prompts share one tensor, and go on doing so."""
+    moved = {id(tensor): tensor.cpu() for tensor in tensors}
+    return [moved[id(tensor)] for tensor in tensors]
