@@ -33,8 +33,8 @@ def native_flash(q: Tensor, k: Tensor, v: Tensor, padding: Padding | None) -> Te
     """PyTorch's attention with its flash kernel and no other, sequence by sequence if padded."""
     if padding is None:
         out: Tensor = _native_flash(q, k, v)
-        return out
-    out = _native_flash_by_sequence(q, k, v, padding.lengths)
+    else:
+        out = _native_flash_by_sequence(q, k, v, padding.lengths)
     return out
 
 
