@@ -225,7 +225,7 @@ def test_fused_attention_has_the_shape_and_no_scores() -> None:
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_the_tables_of_the_documents_are_computed(quantization: str) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "small-cards.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "hardware.md").read_text(encoding="utf-8")
     _, plain, eight_bits = page.split("| pixels | guidance |")
     rows = re.findall(r"^\| (\d+) x (\d+) \| (yes|no) \|(.+)\|$", plain, re.MULTILINE)
     if quantization == "int8":
