@@ -95,8 +95,8 @@ def by_rows(monkeypatch):
     monkeypatch.setattr(chunked_attention, "_chunk", lambda *given: 23 * given[-1].band_bytes)
 
 
-# 1 is the smallest, 2 and 8 divide most heights, 3, 5 and 7 do not, 999 is everything.
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 8, 999])
+# 1 is the smallest, 2 and 8 divide most heights, 3 and 7 do not, 999 is everything.
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 999])
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("size", [(48, 80), (40, 16), (8, 24)])
 def test_equals_one_piece(by_rows, config, size, rows):
@@ -379,8 +379,8 @@ def test_memory_of_the_published_model_is_that_of_a_band(dtype, stage):
     vae = published_vae(dtype)
     function = getattr(vae, stage)
     channels = {"decode": 448, "encode": 288}[stage]  # of the store, at the image's resolution
-    # The attention, whose scores would be 4 GiB at 2048 x 1024, is in it.
-    for height, width, band_bytes in ((1024, 1024, BAND_BYTES // 4), (2048, 1024, BAND_BYTES)):
+    # The attention, whose scores would be 1 GiB at 1024 x 1024, is in it.
+    for height, width, band_bytes in ((768, 512, BAND_BYTES // 4), (1024, 1024, BAND_BYTES)):
         given = given_for(vae, stage, height, width, "meta")
         device, store = measured(vae, function, given, band_bytes)
         assert 0.9 * band_bytes < device < band_bytes + MIB
