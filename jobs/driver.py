@@ -6,8 +6,9 @@ one shard's work, so that it can die at any moment.
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -15,7 +16,7 @@ from types import FrameType
 from jobs.commits import PartName, write_part
 from jobs.config import JobConfig
 from jobs.epoch import Epoch
-from jobs.errors import ClusterError, FailureRateError, ModelError
+from jobs.errors import ClusterError, FailureRateError, ModelError, StorageError
 from jobs.executor import (
     Event,
     Executor,
@@ -28,6 +29,7 @@ from jobs.executor import (
 )
 from jobs.manifest import ManifestRow
 from jobs.progress import ProgressReport
+from jobs.quantities import index_ranges
 from jobs.resume import row_values
 from jobs.scheduler import Commit, Outcome, Scheduler
 from jobs.storage import Storage
@@ -147,6 +149,7 @@ class Driver:
                 attempt=lease.attempt,
                 worker=worker,
                 samples=len(lease.wanted),
+                indices=index_ranges(lease.wanted),
                 isolate=lease.isolate,
             )
 
@@ -163,6 +166,7 @@ class Driver:
                     device=info.device,
                     pid=info.pid,
                     visible_devices=info.visible_devices,
+                    versions=info.versions,
                     seconds=round(event.seconds, 3),
                 )
                 self.report.say(
@@ -205,17 +209,21 @@ class Driver:
             )
 
     def _commit(self) -> None:
-        for commit in self.scheduler.take_commits():
+        commits = self.scheduler.take_commits()
+        for commit in commits:
             self.epoch.check()
             part = part_name(commit, self.epoch.number)
             rows = [self._row(commit, outcome) for outcome in commit.outcomes]
             write_part(self.storage, part, rows)
-            self.epoch.event(
-                "commit", part=str(part), attempts=sorted({row.attempt for row in rows})
-            )
+            self.epoch.event("commit", part=str(part), **commit_facts(rows))
             for outcome in commit.outcomes:
                 if outcome.result.error_type is not None:
                     self.report.failed(outcome)
+        if commits:
+            # Else a killed driver takes up to a heartbeat's worth of its story with it. Lines that
+            # cannot be written now stay for the next beat.
+            with contextlib.suppress(StorageError):
+                self.epoch.flush()
 
     def _failure_rate(self) -> FailureRateError | None:
         ended = self.ended_before + self.scheduler.num_ended
@@ -268,6 +276,17 @@ class Driver:
             created_at=result.created_at,
             metadata=sample.metadata,
         )
+
+
+def commit_facts(rows: Sequence[ManifestRow]) -> dict[str, object]:
+    """What the event of a commit says of its rows: which samples came from which attempt."""
+    made: dict[str, list[int]] = {}
+    for row in rows:
+        made.setdefault(row.attempt, []).append(row.index)
+    return {
+        "attempts": {attempt: index_ranges(indices) for attempt, indices in sorted(made.items())},
+        "failed": index_ranges(row.index for row in rows if row.status == "failed"),
+    }
 
 
 def part_name(commit: Commit, epoch: int) -> PartName:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 image`, `6,000 images`."""
@@ -30,3 +32,23 @@ def file_size(count: float) -> str:
 def memory_size(count: float) -> str:
     """Bytes of memory in binary units: `78.2 GiB`."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def index_ranges(indices: Iterable[int]) -> str:
+    """Numbers in ascending order, runs of them in short: `0-3,7,9-10`; empty for none."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def range_indices(text: str) -> list[int]:
+    """The numbers that `index_ranges` wrote. Raises ValueError for other text."""
+    indices: list[int] = []
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        indices += range(int(first), int(last or first) + 1)
+    return indices
