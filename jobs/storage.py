@@ -121,6 +121,32 @@ class Storage:
 
         return self._retry("look up", path, attempt)
 
+    def delete(self, path: str) -> bool:
+        """Remove `path`; False if it was gone already. Raises StorageError.
+
+        On a local output nothing is removed through a symbolic link, wherever the link leads.
+        """
+
+        def attempt() -> bool:
+            if self.root is None:
+                if not self.exists(path):
+                    return False
+                obstore.delete(self._store, path)
+                return True
+            # not through obstore, which follows links and refuses names that a broken write left
+            folder = self.root
+            for part in path.split("/")[:-1]:
+                folder /= part
+                if part == ".." or folder.is_symlink():
+                    raise StorageUnusableError(f"{self.uri}/{path}: leads out of the output")
+            try:
+                (self.root / path).unlink()
+            except FileNotFoundError:
+                return False
+            return True
+
+        return self._retry("remove", path, attempt)
+
     def list(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
         """(path, bytes, last modified) of everything below the folder `prefix`, unordered."""
         try:
