@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
+from jobs.terminal import visible
 
 # part of the command's contract, refused by name until the core can do them
 UNAVAILABLE_GENERATE_FLAGS = ("--image",)
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except JobError as error:
-        print(f"zimage {args.command}: {error}", file=sys.stderr)
+        print(visible(f"zimage {args.command}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"zimage {args.command}: interrupted", file=sys.stderr)
@@ -312,7 +313,7 @@ def _doctor(args: argparse.Namespace) -> int:
             f"--{name.replace('_', '-')}: {path}: needs --model, whose part it replaces"
         )
     report = doctor(args.model, given)
-    print(json.dumps(report, indent=2) if args.json else format_doctor(report))
+    print(json.dumps(report, indent=2) if args.json else visible(format_doctor(report)))
     return 0
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from jobs.errors import EXIT_OK, InputError, JobError
 from jobs.output import Output
+from jobs.terminal import visible
 from zimage_core.contact_sheet import contact_sheet
 
 _COLUMNS = ["file_name", "status"]
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             raise InputError(f"{args.file}: cannot be written: {error}") from error
     except JobError as error:
-        print(error, file=sys.stderr)
+        print(visible(error), file=sys.stderr)
         return error.exit_code
     print(f"{args.file}: {sheet.width}x{sheet.height}")
     return EXIT_OK

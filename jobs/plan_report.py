@@ -14,6 +14,7 @@ from jobs.plan import PromptError, make_sample
 from jobs.preparation import Prepared, RunOptions, output_uri, prepare
 from jobs.quantities import counted, duration, file_size
 from jobs.record import check_weights
+from jobs.terminal import visible
 from zimage_core.strength import first_step
 
 _SHOWN_PROMPTS = 4
@@ -45,7 +46,10 @@ def plan_report(config: JobConfig, *, gpus: int | None, device: str | None, as_j
         raise InputError(f"--device: {device!r}: unknown; allowed: {', '.join(_DEVICES)}")
     prepared = prepare(config, RunOptions(), create=False)
     report = _report(prepared, gpus, device)
-    print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else format_plan(report))
+    if as_json:
+        print(visible(json.dumps(report, indent=2, ensure_ascii=False), longest=None))
+    else:
+        print(visible(format_plan(report)))
     return EXIT_OK
 
 

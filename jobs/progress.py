@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from jobs.quantities import duration
 from jobs.scheduler import Outcome
+from jobs.terminal import visible
 
 _LINE_EVERY = 10.0  # seconds between two plain lines
 _SHOWN_FAILURES = 10
@@ -40,6 +41,7 @@ class ProgressReport:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
+        text = visible(text)
         if self._bar is not None:
             self._bar.write(text, file=self.stream)
         else:

@@ -45,6 +45,7 @@ from jobs.record import (
 from jobs.scheduler import Scheduler
 from jobs.settings import resolve
 from jobs.storage import Storage
+from jobs.terminal import visible
 
 
 def run_job(config: JobConfig, options: RunOptions) -> int:
@@ -261,4 +262,4 @@ def _summary(prepared: Prepared, listing: Listing, seconds: float, stop: StopReq
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from jobs.epoch import is_alive, newest_claim, read_events
 from jobs.output import Output
 from jobs.quantities import duration
+from jobs.terminal import visible_line
 
 _SHOWN_FAILURES = 20
 _RECENT = 600.0  # seconds over which the rate of a running job is taken
@@ -104,7 +105,7 @@ def format_status(report: dict[str, Any]) -> str:
             lines.append(f"  ... and {hidden} more (--json lists all)")
     if report["next"]:
         lines.append(f"next      {report['next']}")
-    return "\n".join(lines)
+    return "\n".join(map(visible_line, lines))
 
 
 def _failures(output: Output) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from jobs.errors import StorageError
 from jobs.storage import Storage
+from jobs.terminal import visible_line
 
 
 class WorkerLog:
@@ -21,7 +22,7 @@ class WorkerLog:
 
     def write(self, text: str) -> None:
         """Add a line; on a local output it is on disk when this returns."""
-        line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n"
+        line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {visible_line(text)}\n"
         with self._lock:
             if self.storage.root is None:
                 self._lines.append(line)
