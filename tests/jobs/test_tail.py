@@ -1,0 +1,141 @@
+"""The end of a job: no worker waits for another one, shown with the real scheduler and clock."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from simulated_executor import SimulatedExecutor, sample
+
+from jobs.dispatcher import Dispatcher
+from jobs.executor import (
+    LeaseEnded,
+    Progress,
+    Trimmed,
+    WorkerLost,
+)
+from jobs.open_shard import Commit
+from jobs.plan import new_plan
+from jobs.scheduler import Scheduler, Work
+
+
+def simulate(
+    executor: SimulatedExecutor,
+    total: int,
+    *,
+    shard_size: int = 64,
+    kills: dict[float, str] | None = None,
+) -> list[Commit]:
+    """The driver's loop without storage; every index must be committed once."""
+    names = itertools.count()
+    scheduler = Scheduler(
+        (Work(shard) for shard in new_plan(0, total, shard_size).shards()),
+        max_attempts=3,
+        placeholder=sample,
+        nonce=lambda: f"{next(names):08d}",
+        clock=lambda: executor.now,
+    )
+    dispatcher = Dispatcher(scheduler, executor)
+    commits: list[Commit] = []
+    due = sorted((kills or {}).items())
+    while True:
+        dispatcher.hand_out()
+        if scheduler.num_leased == 0 and scheduler.remaining(1) == 0:
+            break
+        for event in executor.poll(0.5):
+            if isinstance(event, Progress):
+                scheduler.progress(event)
+            elif isinstance(event, LeaseEnded):
+                scheduler.ended(event.lease, drained=event.drained)
+            elif isinstance(event, Trimmed):
+                scheduler.trimmed(event.lease, event.indices)
+            elif isinstance(event, WorkerLost):
+                scheduler.lost(event)
+        while due and executor.now >= due[0][0]:
+            executor.kill(due.pop(0)[1])
+        commits += scheduler.take_commits()
+    found = Counter(o.result.index for commit in commits for o in commit.outcomes)
+    assert found == Counter(range(total)), "each index once"
+    return commits
+
+
+def ideal(seconds: list[float], total: int) -> float:
+    return total / sum(1 / each for each in seconds)
+
+
+@pytest.mark.parametrize("workers", [8, 64, 512])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_one_slow_worker_costs_less_than_three_percent(workers: int, batch: int) -> None:
+    seconds = [0.75] * (workers - 1) + [2.25]
+    total = 200 * workers
+    executor = SimulatedExecutor(seconds, batch=batch)
+    simulate(executor, total)
+    assert ideal(seconds, total) / executor.now >= 0.97
+
+
+def test_without_division_it_would_cost_a_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measure above can tell."""
+    monkeypatch.setattr(Dispatcher, "_divide", lambda self: False)
+    seconds = [0.75] * 63 + [2.25]
+    executor = SimulatedExecutor(seconds)
+    simulate(executor, 200 * 64)
+    assert ideal(seconds, 200 * 64) / executor.now < 0.8
+
+
+@pytest.mark.parametrize("workers", [8, 64, 512])
+def test_workers_that_start_late_and_vary(workers: int) -> None:
+    draw = random.Random(7)
+    seconds = [0.75 * draw.uniform(0.9, 1.3) for _ in range(workers)]
+    load = [draw.uniform(25, 35) for _ in range(workers)]
+    total = 200 * workers
+    executor = SimulatedExecutor(seconds, load=load)
+    simulate(executor, total)
+    # All begin late, so that the best there is ends when as much as possible is made by then.
+    low, high = 0.0, 1e6
+    for _ in range(60):
+        end = (low + high) / 2
+        made = sum(max(0.0, end - late) / each for late, each in zip(load, seconds, strict=True))
+        low, high = (end, high) if made < total else (low, end)
+    assert low / executor.now >= 0.98, "cold start taken as given"
+
+
+def test_the_last_batch_of_a_very_slow_worker_is_made_by_another() -> None:
+    executor = SimulatedExecutor([1.0, 1.0, 1.0, 200.0])
+    simulate(executor, 60, shard_size=8)
+    assert executor.now < 30
+    assert executor.workers["w3"].made == 0
+
+
+def test_a_slow_worker_takes_nothing_that_another_ends_earlier() -> None:
+    executor = SimulatedExecutor([1.0, 50.0], load=[0.0, 10.0])
+    simulate(executor, 20, shard_size=20)
+    assert executor.now <= 21
+    assert executor.workers["w1"].made == 0
+
+
+def test_few_samples_for_many_workers() -> None:
+    executor = SimulatedExecutor([1.0] * 16)
+    simulate(executor, 16, shard_size=64)
+    assert executor.now < 3, "one shard, divided until each worker has a sample"
+
+
+def test_nothing_is_made_twice_among_equals() -> None:
+    executor = SimulatedExecutor([1.0] * 16)
+    simulate(executor, 16 * 50)
+    assert sum(worker.made for worker in executor.workers.values()) == 16 * 50
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_workers_that_die_while_leases_are_divided(seed: int) -> None:
+    draw = random.Random(seed)
+    workers = draw.randint(3, 12)
+    seconds = [draw.choice([0.5, 1.0, 1.0, 3.0]) for _ in range(workers)]
+    executor = SimulatedExecutor(seconds, batch=draw.choice([1, 2, 4]))
+    total = draw.randint(20, 200)
+    names = [f"w{i}" for i in range(workers - 1)]
+    draw.shuffle(names)
+    end = ideal(seconds, total)
+    kills = {draw.uniform(0.3 * end, 1.1 * end): name for name in names[: workers // 2]}
+    simulate(executor, total, shard_size=draw.choice([8, 32, 64]), kills=kills)
