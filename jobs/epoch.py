@@ -55,6 +55,7 @@ class Epoch:
         self._lines = [json.dumps(first)]
         self._file = 0
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._stop = threading.Event()
         self._beat_error: StorageError | None = None
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -106,13 +107,17 @@ class Epoch:
 
     def flush(self) -> None:
         """Rewrite the newest event file now. Raises StorageError."""
-        with self._lock:
-            lines = [*self._lines, json.dumps({"event": "heartbeat", "time": _now()})]
+        with self._flushing:
+            with self._lock:
+                written = len(self._lines)
+                lines = [*self._lines, json.dumps({"event": "heartbeat", "time": _now()})]
             content = ("\n".join(lines) + "\n").encode()
+            # A slow store holds up this thread alone: events go on being taken in meanwhile.
             self.storage.put(event_path(self.number, self._file), content)
             if len(content) > _MAX_FILE:
                 self._file += 1
-                self._lines = []
+                with self._lock:
+                    del self._lines[:written]
 
     def close(self, **facts: object) -> None:
         """End the epoch, so that the next driver need not wait for the heartbeat to age."""

@@ -4,6 +4,9 @@ Two kinds of write exist. `put` replaces and is used only below a prefix that no
 to (an attempt's images, a driver's own event file). `create` is put-if-absent and is what epochs
 and commits rest on: of two callers with one name exactly one succeeds, on local disks, S3, GCS
 and Azure alike (obstore). Objects appear whole or not at all.
+
+Every operation is tried again where that can help, with exponential backoff and jitter, and never
+without end: see `_Patience`.
 """
 
 from __future__ import annotations
@@ -18,39 +21,50 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
-from obstore.store import LocalStore, from_url
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
+from obstore.store import LocalStore
 
 from jobs.errors import InputError, StorageError, StorageUnusableError
+from jobs.object_store import (
+    SCHEMES,
+    Verdict,
+    bucket_is_missing,
+    explain,
+    open_store,
+    verdict,
+)
 
 T = TypeVar("T")
 
-REMOTE_SCHEMES = ("s3", "gs", "az")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_RETRIES = 4
 _FIRST_DELAY = 0.25  # seconds; doubled each time, with jitter
+_LAST_DELAY = 15.0
+_LOCAL_TRIES = 4
+_BUSY_SECONDS = 120.0  # after which no further try is begun
+_UNREACHABLE_SECONDS = 10.0  # the same, for a store that has not answered yet
+_UPLOAD_PART = 16 * 1024 * 1024  # bytes that must pass within a request's 30 s
 
 
 class Storage:
     """Files of one output, addressed by `/`-separated paths relative to its root.
 
     Args:
-        uri: a local path (absolute, or relative to the working directory), `s3://`, `gs://` or
-            `az://`. Credentials of object stores come from the environment only.
+        uri: a local path (absolute, or relative to the working directory), `s3://BUCKET/PREFIX`,
+            `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`. Object stores are configured from the
+            environment only; the first operation shows whether they can be used.
         create: make a missing local folder.
 
     Raises:
         InputError: the scheme is none of these.
         StorageError: the folder cannot be made or opened.
+
+    All operations raise StorageError, and its subclass StorageUnusableError where trying again
+    cannot help: no rights, no credentials, no such bucket, another region, a full disk.
     """
 
     def __init__(self, uri: str, *, create: bool = False) -> None:
         self.uri = uri
+        self.answered = False  # whether an object store has ever answered
         match = _SCHEME.match(uri)
         self.root: Path | None = None
         try:
@@ -61,51 +75,68 @@ class Storage:
                 # A reader of an output that is not there yet sees an empty one and makes nothing.
                 present = create or self.root.exists()
                 self._store: Any = LocalStore(self.root, mkdir=create) if present else None
-            elif match.group(1) in REMOTE_SCHEMES:
-                self._store = from_url(uri)
+            elif match.group(1) in SCHEMES:
+                self._store = open_store(uri, retry=False)
+                self._lister = open_store(uri, retry=True)
             else:
                 raise InputError(
                     f"output.uri: {uri!r}: unknown scheme {match.group(1)!r}; allowed: "
-                    f"a path, {', '.join(f'{s}://' for s in REMOTE_SCHEMES)}"
+                    f"a path, {', '.join(f'{s}://' for s in SCHEMES)}"
                 )
         except (BaseError, OSError, ValueError) as error:
-            raise StorageError(f"output {uri!r} cannot be opened: {_short(error)}") from error
+            raise StorageError(f"output {uri!r} cannot be opened: {self._words(error)}") from error
 
     def put(self, path: str, content: bytes | Path) -> None:
-        """Write or replace `path`; retried with backoff. Raises StorageError."""
-        self._retry("write", path, lambda: obstore.put(self._store, path, content))
+        """Write or replace `path`, from memory or from a local file. Raises StorageError."""
+
+        def attempt() -> None:
+            # A large object goes in parts to an object store; it is there once all of them are.
+            obstore.put(self._store, path, content, chunk_size=_UPLOAD_PART, max_concurrency=4)
+
+        self._retry("write", path, attempt)
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write `path` only if it does not exist; False if it does. Raises StorageError.
+        """Write `path` only if it does not exist; whether it was this call. Raises StorageError.
 
-        A retry after a lost answer could find our own object: then equal content counts as ours.
+        Args:
+            content: must be the caller's own, by something random in it (a claim's nonce, a
+                commit's attempts). A try whose answer was lost may have written the object, and
+                the next one then finds it: equal content is how a call knows its own. Of two
+                calls with equal content both would be told that it was theirs.
         """
-        tried = False
 
         def attempt() -> bool:
-            nonlocal tried
             try:
-                obstore.put(self._store, path, content, mode="create")
-            except AlreadyExistsError:
-                return tried and bytes(obstore.get(self._store, path).bytes()) == content
-            finally:
-                tried = True
+                obstore.put(self._store, path, content, mode="create", use_multipart=False)
+            except AlreadyExistsError as error:
+                try:
+                    return bytes(obstore.get(self._store, path).bytes()) == content
+                except FileNotFoundError:
+                    # S3 answers 409, which reads as "exists", while another's write is under way
+                    raise _UndecidedError(str(error)) from error
             return True
 
         return self._retry("create", path, attempt)
 
     def get(self, path: str) -> bytes | None:
         """The content of `path`, or None where there is none. Raises StorageError."""
+        return self._get(path, lambda: obstore.get(self._store, path).bytes())
 
-        def attempt() -> bytes | None:
-            if self._store is None:
-                return None
+    def get_range(self, path: str, start: int, length: int) -> bytes | None:
+        """`length` bytes of `path` from `start`, fewer where it ends before; None as for `get`.
+
+        Raises StorageError.
+        """
+
+        def attempt() -> Any:
             try:
-                return bytes(obstore.get(self._store, path).bytes())
-            except FileNotFoundError:
-                return None
+                return obstore.get_range(self._store, path, start=start, length=length)
+            except BaseError as error:  # begins behind the end
+                if any(words in str(error) for words in ("416", "StartTooLarge")):
+                    return b""
+                raise
 
-        return self._retry("read", path, attempt)
+        return self._get(path, attempt)
 
     def exists(self, path: str) -> bool:
         """Whether `path` is there. Raises StorageError."""
@@ -149,14 +180,32 @@ class Storage:
 
     def list(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
         """(path, bytes, last modified) of everything below the folder `prefix`, unordered."""
-        try:
-            if self.root is not None and not (self.root / prefix).is_dir():
+        if self.root is not None:
+            if not (self.root / prefix).is_dir():
                 return
-            for chunk in obstore.list(self._store, prefix, chunk_size=5000):
-                for meta in chunk:
-                    yield meta["path"], meta["size"], meta["last_modified"]
-        except (BaseError, OSError) as error:
-            raise StorageError(f"{self.uri}/{prefix}: cannot be listed: {_short(error)}") from error
+            try:
+                for chunk in obstore.list(self._store, prefix, chunk_size=5000):
+                    for meta in chunk:
+                        yield meta["path"], meta["size"], meta["last_modified"]
+            except (BaseError, OSError) as error:
+                words = self._words(error)
+                raise StorageError(f"{self.uri}/{prefix}: cannot be listed: {words}") from error
+            return
+        patience = _Patience(self, f"{self.uri}/{prefix}: cannot be listed")
+        last, in_order = "", True
+        while True:
+            try:
+                for chunk in obstore.list(self._lister, prefix, offset=last or None):
+                    self.answered = True
+                    for meta in chunk:
+                        in_order = in_order and last < meta["path"]
+                        last = meta["path"]
+                        yield last, meta["size"], meta["last_modified"]
+                return
+            except (BaseError, OSError) as error:
+                # Stores list in order, so that a listing goes on where it broke. One that does
+                # not (S3's directory buckets) must not be taken for one that does.
+                patience.failed(error, final=bool(last) and not in_order)
 
     def names(self, folder: str) -> Iterator[str]:
         """Names of the files directly in `folder`, unordered; the fast way to read commits."""
@@ -174,20 +223,83 @@ class Storage:
             for path, _, _ in self.list(folder):
                 yield path[start:]
 
-    def _retry(self, verb: str, path: str, operation: Callable[[], T]) -> T:
-        delay = _FIRST_DELAY
-        for left in reversed(range(_RETRIES)):
+    def _get(self, path: str, read: Callable[[], Any]) -> bytes | None:
+        def attempt() -> bytes | None:
+            if self._store is None:
+                return None
             try:
-                return operation()
+                return bytes(read())
+            except FileNotFoundError as error:
+                if self.root is None and bucket_is_missing(error):
+                    raise
+                return None
+
+        return self._retry("read", path, attempt)
+
+    def _retry(self, verb: str, path: str, operation: Callable[[], T]) -> T:
+        patience = _Patience(self, f"{self.uri}/{path}: cannot {verb}")
+        while True:
+            try:
+                result = operation()
             except (BaseError, OSError) as error:
-                message = f"{self.uri}/{path}: cannot {verb}: {_short(error)}"
-                if _is_final(error):
-                    raise StorageUnusableError(message) from error
-                if left == 0:
-                    raise StorageError(message) from error
-                time.sleep(delay * (0.5 + random.random()))
-                delay *= 2
-        raise AssertionError("unreachable")
+                patience.failed(error)
+            else:
+                self.answered = True
+                return result
+
+    def _verdict(self, error: Exception) -> Verdict:
+        if isinstance(error, _UndecidedError):
+            return "busy"
+        if self.root is None:
+            return verdict(error)
+        return "final" if _is_final(error) else "busy"
+
+    def _words(self, error: Exception) -> str:
+        remote = self.root is None and _SCHEME.match(self.uri) is not None
+        return explain(self.uri, error) if remote else _short(error)
+
+
+class _UndecidedError(OSError):
+    """A conditional write collided with another, and it is open which of them counts."""
+
+
+class _Patience:
+    """How long one operation is tried.
+
+    On a local disk four times. On an object store as often as fits into two minutes, so that an
+    overload or a short outage costs time and no image; but for ten seconds only while the store
+    has not answered at all, because then the address or the credentials are likelier to be wrong.
+    """
+
+    def __init__(self, storage: Storage, what: str) -> None:
+        self._storage = storage
+        self._what = what
+        self._began = time.monotonic()
+        self._tries = 0
+        self._delay = _FIRST_DELAY
+
+    def failed(self, error: Exception, *, final: bool = False) -> None:
+        """Wait before the next try, or raise StorageError where there is to be none."""
+        storage = self._storage
+        self._tries += 1
+        found = storage._verdict(error)
+        message = f"{self._what}: {storage._words(error)}"
+        if found == "final":
+            raise StorageUnusableError(message) from error
+        if found == "busy":
+            storage.answered = True
+        delay = self._delay * (0.5 + random.random())
+        seconds = time.monotonic() - self._began
+        if storage.root is not None:
+            over = self._tries >= _LOCAL_TRIES
+        else:
+            limit = _BUSY_SECONDS if storage.answered else _UNREACHABLE_SECONDS
+            over = seconds + delay > limit
+        if final or over:
+            tried = f" ({self._tries} tries in {seconds:.0f} s)" if self._tries > 1 else ""
+            raise StorageError(f"{message}{tried}") from error
+        time.sleep(delay)
+        self._delay = min(2 * self._delay, _LAST_DELAY)
 
 
 def _check_folders(uri: str, root: Path) -> None:
@@ -212,7 +324,7 @@ def _is_final(error: Exception) -> bool:
         "quota exceeded",
         "Not a directory",
     )
-    kinds = (PermissionError, PermissionDeniedError, UnauthenticatedError)
+    kinds = (PermissionError, PermissionDeniedError)
     return isinstance(error, kinds) or any(word in text for word in final)
 
 

@@ -233,7 +233,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         proxy = self.owner
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client gave up, and the server never sees half a request
+            self.close_connection = True
+            return
         request, rule = proxy._admit(self.command, self.path, len(body))
         fault = rule.fault
         if rule.before is not None:
