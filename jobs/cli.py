@@ -77,6 +77,23 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("output", metavar="OUTPUT")
     verify.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
+    gc = _command(commands, "gc", _gc, "list or remove what no commit refers to")
+    gc.add_argument("output", metavar="OUTPUT")
+    gc.add_argument("--delete", action="store_true", help="remove it; without, only list it")
+    gc.add_argument(
+        "--superseded",
+        action="store_true",
+        help="also images of rows that were made again since",
+    )
+    gc.add_argument(
+        "--min-age",
+        type=_hours,
+        default=24.0,
+        metavar="HOURS",
+        help="leave attempts that are younger; default 24",
+    )
+    gc.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
     generate = _command(commands, "generate", _generate, "make one picture, without a job")
     generate.add_argument("--model", required=True, type=Path, metavar="DIR")
     _part_arguments(generate)
@@ -228,6 +245,16 @@ def _whole(text: str, least: int) -> int:
     return value
 
 
+def _hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"value {text!r}: allowed: a number of hours, 0 or more")
+    return value
+
+
 # Each command imports what it needs when it runs: `zimage status` must not wait for torch.
 
 
@@ -284,6 +311,20 @@ def _verify(args: argparse.Namespace) -> int:
     from jobs.verify import verify
 
     return verify(args.output, as_json=args.json)
+
+
+def _gc(args: argparse.Namespace) -> int:
+    from datetime import timedelta
+
+    from jobs.gc import gc
+
+    return gc(
+        args.output,
+        delete=args.delete,
+        superseded=args.superseded,
+        min_age=timedelta(hours=args.min_age),
+        as_json=args.json,
+    )
 
 
 def _generate(args: argparse.Namespace) -> int:
