@@ -25,6 +25,7 @@ from jobs.errors import (
     FailureRateError,
     JobError,
     ModelError,
+    StorageError,
 )
 from jobs.executor import Executor, WorkerInfo, WorkerSpec
 from jobs.local_executor import LocalExecutor
@@ -84,8 +85,10 @@ def run_job(config: JobConfig, options: RunOptions) -> int:
     listing = Listing(storage)
     complete = listing.num_rows == prepared.plan.num_samples
     if not complete and not stop:
-        raise AssertionError(
-            f"{prepared.plan.num_samples} samples planned, {listing.num_rows} accounted for"
+        raise StorageError(
+            f"{storage.uri}: {prepared.plan.num_samples} samples planned, {listing.num_rows} "
+            "accounted for: a commit that the output confirmed is not there; run the job again, "
+            "and do not trust this storage"
         )
     return _summary(prepared, listing, seconds, stop)
 
@@ -176,7 +179,12 @@ def _fix_plan(
             command=options.command,
         )
     epoch.check()
-    storage.put(PATH, record.dump())
+    content = record.dump()
+    storage.put(PATH, content)
+    if storage.get(PATH) != content:  # before the work: without this file it would be lost
+        raise StorageError(
+            f"{storage.uri}/{PATH}: the output confirmed it, but does not give it back"
+        )
     epoch.event("plan", samples=prepared.plan.num_samples, to_make=prepared.resume.num_to_make)
     return record
 
