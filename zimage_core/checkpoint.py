@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zimage_core.chat_template import TEMPLATE_FILE, check_template
 from zimage_core.component import Component, open_component
 from zimage_core.config import (
     AutoencoderConfig,
@@ -294,7 +295,7 @@ def named_checkpoint_files(
             "tokenizer/tokenizer_config.json",
         )
     }
-    template = "tokenizer/chat_template.jinja"
+    template = f"tokenizer/{TEMPLATE_FILE}"
     if (root / template).is_file():
         files[template] = root / template
     for name, kind in KINDS.items():
@@ -334,7 +335,8 @@ def _check_model_index(root: Path) -> None:
 def _check_tokenizer(folder: Path) -> None:
     config_path = folder / "tokenizer_config.json"
     config = read_json(config_path)
-    if "chat_template" not in config and not (folder / "chat_template.jinja").is_file():
+    if "chat_template" not in config and not (folder / TEMPLATE_FILE).is_file():
         raise CheckpointError(f"{config_path}: missing key 'chat_template'")
+    check_template(folder, config)
     if "model" not in read_json_object(folder / "tokenizer.json"):
         raise CheckpointError(f"{folder / 'tokenizer.json'}: missing key 'model'")

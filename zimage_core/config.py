@@ -14,6 +14,20 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
+from zimage_core.regular_file import read_regular
+
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a JSON file of a checkpoint; the largest published one, `tokenizer.json`, has 11 MB."""
+
+# Far above any model, and small enough that no product of a few of them overflows 64 bits.
+_MAX_COUNT = 2**24
+_MAX_LAYERS = 1024
+_MAX_HEADS = 4096  # and channels of a head
+_MAX_POSITIONS = 2**17  # of an axis; tables of that length are made
+_MAX_ITEMS = 64  # of a list
+_MAX_PROBLEMS = 10  # that one message tells
+_MAX_SHOWN = 200  # characters of a value
+
 _Config = TypeVar("_Config")
 
 
@@ -34,16 +48,31 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return _is_int(value) and value > 0
+    return _is_int(value) and 0 < value <= _MAX_COUNT
 
 
 def _is_positive(value: Any) -> bool:
     # Python's JSON reader takes NaN and Infinity, which no checkpoint means.
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value) and value > 0
+    return _is_number(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number of JSON may have thousands of digits, which no float holds.
+    return (_is_int(value) and abs(value) <= 2**53) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
 
 
 def _is_list(value: Any, accepts: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(map(accepts, value))
+    return (
+        isinstance(value, list | tuple)
+        and 0 < len(value) <= _MAX_ITEMS
+        and all(map(accepts, value))
+    )
+
+
+def _is_full_attention(values: Any) -> bool:
+    return isinstance(values, list) and all(value == "full_attention" for value in values)
 
 
 def _exactly(*allowed: Any) -> _Kind:
@@ -62,11 +91,21 @@ _COUNT = _Kind("a whole number above 0", _is_count)
 _COUNTS = _Kind("a list of whole numbers above 0", lambda v: _is_list(v, _is_count), tuple)
 _POSITIVE = _Kind("a number above 0", _is_positive, float)
 _BOOL = _Kind("true or false", lambda value: isinstance(value, bool))
-_NUMBER = _Kind(
-    "a number",
-    lambda value: (_is_int(value) or isinstance(value, float)) and math.isfinite(value),
-    float,
+_LAYERS = _Kind(
+    f"a whole number from 1 to {_MAX_LAYERS}", lambda v: _is_count(v) and v <= _MAX_LAYERS
 )
+_PATCHES = _Kind(
+    "a list of whole numbers from 1 to 16",
+    lambda v: _is_list(v, lambda item: _is_count(item) and item <= 16),
+    tuple,
+)
+_POSITIONS = _Kind(
+    f"a list of whole numbers from 1 to {_MAX_POSITIONS}",
+    lambda v: _is_list(v, lambda item: _is_count(item) and item <= _MAX_POSITIONS),
+    tuple,
+)
+_HEADS = _Kind(f"a whole number from 1 to {_MAX_HEADS}", lambda v: _is_count(v) and v <= _MAX_HEADS)
+_NUMBER = _Kind("a number", _is_number, float)
 _NULL = _exactly(None)
 
 
@@ -79,12 +118,12 @@ def _key(kind: _Kind, **default: Any) -> Any:
 class TransformerConfig:
     """`transformer/config.json` of a Z-Image checkpoint."""
 
-    all_patch_size: tuple[int, ...] = _key(_COUNTS)
-    all_f_patch_size: tuple[int, ...] = _key(_COUNTS)
+    all_patch_size: tuple[int, ...] = _key(_PATCHES)
+    all_f_patch_size: tuple[int, ...] = _key(_PATCHES)
     in_channels: int = _key(_COUNT)
     dim: int = _key(_COUNT)
-    n_layers: int = _key(_COUNT)
-    n_refiner_layers: int = _key(_COUNT)
+    n_layers: int = _key(_LAYERS)
+    n_refiner_layers: int = _key(_LAYERS)
     n_heads: int = _key(_COUNT)
     n_kv_heads: int = _key(_COUNT)
     norm_eps: float = _key(_POSITIVE)
@@ -93,7 +132,7 @@ class TransformerConfig:
     rope_theta: float = _key(_POSITIVE)
     t_scale: float = _key(_POSITIVE)
     axes_dims: tuple[int, ...] = _key(_COUNTS)
-    axes_lens: tuple[int, ...] = _key(_COUNTS)
+    axes_lens: tuple[int, ...] = _key(_POSITIONS)
     siglip_feat_dim: None = _key(
         _NULL._replace(allowed="null (Edit and Omni checkpoints are not available yet)"),
         default=None,
@@ -144,7 +183,7 @@ class AutoencoderConfig:
     down_block_types: tuple[str, ...] = _key(_all_of("DownEncoderBlock2D"))
     up_block_types: tuple[str, ...] = _key(_all_of("UpDecoderBlock2D"))
     block_out_channels: tuple[int, ...] = _key(_COUNTS)
-    layers_per_block: int = _key(_COUNT)
+    layers_per_block: int = _key(_LAYERS)
     act_fn: str = _key(_exactly("silu"))
     latent_channels: int = _key(_COUNT)
     norm_num_groups: int = _key(_COUNT)
@@ -192,10 +231,10 @@ class TextEncoderConfig:
     vocab_size: int = _key(_COUNT)
     hidden_size: int = _key(_COUNT)
     intermediate_size: int = _key(_COUNT)
-    num_hidden_layers: int = _key(_COUNT)
-    num_attention_heads: int = _key(_COUNT)
-    num_key_value_heads: int = _key(_COUNT)
-    head_dim: int = _key(_COUNT)
+    num_hidden_layers: int = _key(_LAYERS)
+    num_attention_heads: int = _key(_HEADS)
+    num_key_value_heads: int = _key(_HEADS)
+    head_dim: int = _key(_HEADS)
     max_position_embeddings: int = _key(_COUNT)
     rms_norm_eps: float = _key(_POSITIVE)
     rope_theta: float = _key(_POSITIVE)
@@ -207,7 +246,7 @@ class TextEncoderConfig:
     layer_types: tuple[str, ...] | None = _key(
         _Kind(
             'null or a list of "full_attention"',
-            lambda v: v is None or _is_list(v, lambda item: item == "full_attention"),
+            lambda v: v is None or (v and _is_full_attention(v)),
             lambda v: v and tuple(v),
         ),
         default=None,
@@ -225,9 +264,11 @@ class TextEncoderConfig:
         rope = values.pop("rope_parameters", None)
         if rope is not None:
             if not isinstance(rope, dict) or set(rope) - {"rope_theta", "rope_type"}:
-                _refuse(path, [f"rope_parameters is {rope!r}; allowed: rope_theta and rope_type"])
+                _refuse(
+                    path, [f"rope_parameters is {shown(rope)}; allowed: rope_theta and rope_type"]
+                )
             if rope.get("rope_type", "default") != "default":
-                _refuse(path, [f'rope_type is {rope["rope_type"]!r}; allowed: "default"'])
+                _refuse(path, [f'rope_type is {shown(rope["rope_type"])}; allowed: "default"'])
             values = {"rope_theta": rope.get("rope_theta"), **values}
         known = {key: value for key, value in values.items() if key not in _QWEN3_WITHOUT_EFFECT}
         config = _read(cls, path, known)
@@ -292,7 +333,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, is no JSON, or holds something other than an object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = read_regular(path, MAX_JSON_BYTES).decode("utf-8")
+        values = json.loads(text, object_pairs_hook=unrepeated)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: file is missing") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -302,15 +344,44 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its pairs, for `json.loads`: no key may be there twice.
+
+    Readers differ in which one counts, so that a file could be checked as one thing and read as
+    another. Raises `ValueError`.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # None: goes on
+        raise ValueError(f"key {shown(twice)} is given twice")
+    return found
+
+
+def shown(value: object) -> str:
+    """`repr` of a value that a file gives, cut to what fits into a message."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
 def _read(cls: type[_Config], path: Path, values: dict[str, Any] | None = None) -> _Config:
     values = read_json(path) if values is None else values
     keys = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
     quantised = values.get("quantization_config")
     if quantised is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        _refuse(path, [f"quantization_config: is quantised with {method}, which is not supported"])
+        _refuse(
+            path,
+            [
+                f"quantization_config: is quantised with {str(method)[:_MAX_SHOWN]}, which is not "
+                "supported"
+            ],
+        )
     problems = [
-        f"unknown key {key!r} with value {values[key]!r}; allowed: {', '.join(keys)}"
+        f"unknown key {shown(key)} with value {shown(values[key])}; allowed: {', '.join(keys)}"
         for key in values
         if key not in keys
     ]
@@ -321,7 +392,7 @@ def _read(cls: type[_Config], path: Path, values: dict[str, Any] | None = None) 
             if item.default is MISSING:
                 problems.append(f"missing key {name!r}; allowed: {kind.allowed}")
         elif not kind.accepts(values[name]):
-            problems.append(f"{name} is {values[name]!r}; allowed: {kind.allowed}")
+            problems.append(f"{name} is {shown(values[name])}; allowed: {kind.allowed}")
         else:
             arguments[name] = kind.read(values[name])
     _refuse(path, problems)
@@ -329,5 +400,8 @@ def _read(cls: type[_Config], path: Path, values: dict[str, Any] | None = None) 
 
 
 def _refuse(path: Path, problems: list[str]) -> None:
+    if len(problems) > _MAX_PROBLEMS:
+        more = len(problems) - _MAX_PROBLEMS
+        problems = [*problems[:_MAX_PROBLEMS], f"... and {more} more problems"]
     if problems:
         raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zimage_core.config import CheckpointError
+from zimage_core.config import CheckpointError, shown
+from zimage_core.regular_file import open_regular
 from zimage_core.stored_tensor import PLAIN_DTYPES, Encoding, Shape, StoredTensor, plain_encoding
 
 MAGIC = b"GGUF"
@@ -53,6 +54,11 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _MAX_KEPT = 16  # longest array whose values are kept: shapes are, vocabularies are not
 _MAX_DEPTH = 4
+# A vocabulary of 150,000 tokens with its merges makes a header of 6 MB. In a file of gigabytes of
+# zeros every number is a valid one, so that the file's size alone bounds nothing.
+_MAX_HEADER = 64 * 2**20
+_MAX_ENTRIES = 2**16  # of the metadata, and tensors
+_MAX_TEXT = 2**20
 
 
 class GgufHeader(NamedTuple):
@@ -74,7 +80,10 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """
     _package(path)
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return _read(path, _Cursor(path, data))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: file is missing") from error
@@ -97,6 +106,8 @@ class _Cursor:
                 f"{self.path}: is truncated or corrupt: {len(self.data)} bytes do not hold its "
                 "header"
             )
+        if self.at > _MAX_HEADER:
+            raise self.corrupt(f"its header has over {_MAX_HEADER:,} bytes")
 
     def take(self, count: int) -> bytes:
         begin = self.at
@@ -107,7 +118,10 @@ class _Cursor:
         return struct.unpack(f"<{letter}", self.take(struct.calcsize(letter)))[0]
 
     def text(self) -> str:
-        raw = self.take(self.number("Q"))
+        size = self.number("Q")
+        if size > _MAX_TEXT:
+            raise self.corrupt(f"a text in its header has {size:,} bytes")
+        raw = self.take(size)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -148,13 +162,19 @@ def _read(path: Path, cursor: _Cursor) -> GgufHeader:
             f"{', '.join(map(str, _VERSIONS))}"
         )
     num_tensors, num_values = cursor.number("Q"), cursor.number("Q")
+    for what, count in (("tensors", num_tensors), ("entries of metadata", num_values)):
+        if count > _MAX_ENTRIES:
+            raise cursor.corrupt(f"it says that it holds {count:,} {what}")
     metadata: dict[str, Any] = {}
     for _ in range(num_values):
         key = cursor.text()
+        if key in metadata:
+            raise cursor.corrupt(f"its metadata holds {shown(key)} twice")
         metadata[key] = cursor.value(cursor.number("I"))
     if metadata.get("split.count", 0) not in (0, 1):
         raise CheckpointError(
-            f"{path}: is a part of a file that was split into {metadata['split.count']}; allowed: "
+            f"{path}: is a part of a file that was split into "
+            f"{shown(metadata['split.count'])}; allowed: "
             "one file (llama-gguf-split --merge makes one)"
         )
     entries = [_entry(cursor) for _ in range(num_tensors)]
@@ -168,7 +188,7 @@ def _read(path: Path, cursor: _Cursor) -> GgufHeader:
     for name, shape, kind, offset in sorted(entries, key=lambda entry: entry[3]):
         encoding = _encoding(path, name, kind)
         if name in tensors:
-            raise cursor.corrupt(f"it holds tensor {name!r} twice")
+            raise cursor.corrupt(f"it holds tensor {shown(name)} twice")
         if offset < end or (shape[-1] if shape else 1) % encoding.block_elements:
             raise cursor.corrupt(
                 f"tensor {name!r} cannot be {encoding.name} {list(shape)} at byte {offset}"

@@ -10,16 +10,22 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from zimage_core.config import CheckpointError, read_json
+from zimage_core.config import CheckpointError, read_json, shown, unrepeated
 
 METADATA_KEY = "lora_adapter_metadata"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+_MAX_NUMBER = 1e9
+_MAX_PATTERNS = 2000
+_REPEATED = re.compile(r"[*+{]")
+_GROUP_REPEATED = re.compile(r"\)[*+{?]|\(\?")
 _TYPES = ("LORA", "LOHA", "LOKR")
 # Other ways to begin a training change the model that the adapter is trained for.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lycoris")
@@ -82,7 +88,7 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> AdapterConfig:
         return AdapterConfig()
     source = f"{path}: metadata {METADATA_KEY}"
     try:
-        values = json.loads(metadata[METADATA_KEY])
+        values = json.loads(metadata[METADATA_KEY], object_pairs_hook=unrepeated)
         if not isinstance(values, dict):
             raise TypeError("no mapping")
     except (TypeError, ValueError, RecursionError) as error:
@@ -97,19 +103,20 @@ def _parse(source: str, values: Mapping[str, Any]) -> AdapterConfig:
 
     def number(key: str, value: Any) -> float:
         usable = isinstance(value, int | float) and not isinstance(value, bool)
-        if not usable or not math.isfinite(value) or value <= 0:
-            raise CheckpointError(f"{source}: {key} is {value!r}; allowed: a number above 0")
+        if not usable or not 0 < value < _MAX_NUMBER:  # false for NaN too
+            raise CheckpointError(f"{source}: {key} is {shown(value)}; allowed: a number above 0")
         return float(value)
 
     def numbers(key: str) -> dict[str, float]:
         patterns = values.get(key) or {}
         if not isinstance(patterns, dict):
-            raise CheckpointError(f"{source}: {key} is {patterns!r}; allowed: a mapping")
+            raise CheckpointError(f"{source}: {key} is {shown(patterns)}; allowed: a mapping")
+        if len(patterns) > _MAX_PATTERNS:
+            raise CheckpointError(
+                f"{source}: {key} has {len(patterns):,} entries; allowed: up to {_MAX_PATTERNS:,}"
+            )
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise CheckpointError(f"{source}: {key}: {pattern!r} is no pattern") from error
+            _check_pattern(f"{source}: {key}", pattern)
         return {p: number(f"{key}.{p}", v) for p, v in patterns.items()}
 
     alpha_key = "lora_alpha" if "lora_alpha" in values else "alpha"
@@ -124,24 +131,48 @@ def _parse(source: str, values: Mapping[str, Any]) -> AdapterConfig:
     )
 
 
+def _check_pattern(place: str, pattern: str) -> None:
+    """Refuse what is no regular expression, and what could take for ever to match."""
+    try:
+        _compiled(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{place}: {shown(pattern)} is no pattern") from error
+    # Without a repetition of a group a match takes at most the name's length to the power of the
+    # number of repetitions.
+    if len(pattern) > 200 or len(_REPEATED.findall(pattern)) > 3 or _GROUP_REPEATED.search(pattern):
+        raise CheckpointError(
+            f"{place}: {shown(pattern)} could take too long to match; allowed: up to 200 "
+            "characters, at most three of * + and {}, and none of them behind a group"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # FutureWarning for odd sets
+        return re.compile(rf"(.*\.)?({pattern})$")
+
+
 def _refuse_others(source: str, values: Mapping[str, Any]) -> None:
     peft_type = values.get("peft_type")
     if peft_type is not None and peft_type not in _TYPES:
-        raise CheckpointError(f"{source}: peft_type is {peft_type!r}; allowed: {', '.join(_TYPES)}")
+        raise CheckpointError(
+            f"{source}: peft_type is {shown(peft_type)}; allowed: {', '.join(_TYPES)}"
+        )
     start = values.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise CheckpointError(
-            f"{source}: init_lora_weights is {start!r}: trained for weights that this way changes; "
-            "convert it with PEFT's path_initial_model_for_weight_conversion"
+            f"{source}: init_lora_weights is {shown(start)}: trained for weights that this way "
+            "changes; convert it with PEFT's path_initial_model_for_weight_conversion"
         )
     for key in ("fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "use_qalora"):
         if values.get(key):
-            raise CheckpointError(f"{source}: {key} is {values[key]!r}; allowed: none")
+            raise CheckpointError(f"{source}: {key} is {shown(values[key])}; allowed: none")
 
 
 def _of_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Value of the first pattern that the module's name ends with, as PEFT looks it up."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _compiled(pattern).match(module):
             return value
     return default

@@ -10,10 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from zimage_core.config import CheckpointError
+from zimage_core.config import CheckpointError, shown
 from zimage_core.file_hashes import hash_file
 from zimage_core.lora_config import PEFT_CONFIG, PEFT_FILE, AdapterConfig, read_config
 from zimage_core.lora_deltas import Shape
+from zimage_core.safetensors_file import read_header
 from zimage_core.weight_files import PICKLE_SUFFIXES
 
 _DTYPES = ("F32", "F16", "BF16", "F64")
@@ -63,31 +64,19 @@ def open_lora(path: Path | str) -> LoraFile:
         raise CheckpointError(
             f"{path}: is a pickle, which can run code when it is read; allowed: a .safetensors file"
         )
+    header = read_header(path)
     shapes: dict[str, Shape] = {}
-    try:
-        with path.open("rb") as content:
-            if content.read(8) == b"version ":
-                raise CheckpointError(f"{path}: is a Git LFS pointer, not the adapter itself")
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            for key in file.keys():  # noqa: SIM118  # it is no mapping
-                stored = file.get_slice(key)
-                allowed = _ALPHA_DTYPES if key.endswith(".alpha") else _DTYPES
-                if stored.get_dtype() not in allowed:
-                    raise CheckpointError(
-                        f"{path}: tensor {key!r} is stored as {stored.get_dtype()}; allowed: "
-                        f"{', '.join(allowed)}"
-                    )
-                shapes[key] = tuple(stored.get_shape())
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: is truncated, corrupt, or no safetensors file: {error}"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    for key, stored in header.tensors.items():
+        allowed = _ALPHA_DTYPES if key.endswith(".alpha") else _DTYPES
+        if stored.dtype not in allowed:
+            raise CheckpointError(
+                f"{path}: tensor {shown(key)} is stored as {stored.dtype}; allowed: "
+                f"{', '.join(allowed)}"
+            )
+        shapes[key] = stored.shape
     if not shapes:
         raise CheckpointError(f"{path}: holds no tensors")
-    return LoraFile(path, shapes, read_config(path, metadata))
+    return LoraFile(path, shapes, read_config(path, header.metadata))
 
 
 def lora_files(path: Path | str) -> list[Path]:

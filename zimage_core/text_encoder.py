@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zimage_core.config import CheckpointError, TextEncoderConfig, read_json
+from zimage_core.chat_template import check_template
+from zimage_core.config import (
+    MAX_JSON_BYTES,
+    CheckpointError,
+    TextEncoderConfig,
+    read_json,
+    shown,
+)
 from zimage_core.qwen3 import DecoderLayer, causal_mask, rotary_table
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -118,21 +125,25 @@ def load_tokenizer(folder: Path) -> Any:
 
     config_path, path = folder / "tokenizer_config.json", folder / "tokenizer.json"
     config = read_json(config_path)
-    template_path = folder / "chat_template.jinja"
-    template = config.get("chat_template")
-    if template_path.is_file():  # where transformers 5 saves it
-        template = template_path.read_text(encoding="utf-8")
-    if not isinstance(template, str):
-        raise CheckpointError(f"{config_path}: chat_template is {template!r}; allowed: a template")
+    template = check_template(folder, config)
     if not path.is_file():
         raise CheckpointError(f"{path}: file is missing")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: over {MAX_JSON_BYTES:,} bytes, which is the most allowed")
     settings = {key: config[key] for key in _TOKENIZER_SETTINGS if config.get(key) is not None}
-    tokens = {key: _token(config[key]) for key in _SPECIAL_TOKENS if config.get(key) is not None}
+    tokens = {
+        key: _token(config_path, key, config[key])
+        for key in _SPECIAL_TOKENS
+        if config.get(key) is not None
+    }
     try:
         return PreTrainedTokenizerFast(
             tokenizer_file=str(path), chat_template=template, **settings, **tokens
         )
-    except Exception as error:  # the tokenizers library raises Exception itself
+    except BaseException as error:
+        # The tokenizers library raises Exception itself, and BaseException where its Rust panics.
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
         raise CheckpointError(f"{path}: cannot be read as a tokenizer: {error}") from error
 
 
@@ -206,6 +217,9 @@ def encode_prompts(
     return [row[: len(own)].to(device, copy=True) for row, own in zip(features, ids, strict=True)]
 
 
-def _token(value: Any) -> str:
+def _token(path: Path, key: str, value: Any) -> str:
     """A special token as the file gives it: its text, or an object with the text as `content`."""
-    return str(value["content"] if isinstance(value, dict) else value)
+    text = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path}: {key} is {shown(value)}; allowed: a token as text")
+    return text

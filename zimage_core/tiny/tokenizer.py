@@ -13,21 +13,10 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from zimage_core.chat_template import TEMPLATE
+
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 PAD_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_end|>"
-
-# What Qwen3's template makes of plain conversations, tools and past thoughts left out.
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}"
-    "{{- '<|im_start|>assistant\\n' }}"
-    "{%- if enable_thinking is defined and not enable_thinking %}"
-    "{{- '<think>\\n\\n</think>\\n\\n' }}"
-    "{%- endif %}"
-    "{%- endif %}"
-)
 
 # Words are cut as Qwen's tokenizers cut them: contractions, letters with what precedes them,
 # digits one by one, runs of signs, line ends, spaces.
@@ -87,7 +76,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> Path:
         "add_bos_token": False,
         "add_prefix_space": False,
         "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "eos_token": END_TOKEN,
         "model_max_length": 131072,
