@@ -19,11 +19,12 @@ from torch import Generator, Tensor
 from jobs.batch_starts import BatchStarts, read_starts
 from jobs.config import SamplingConfig
 from jobs.device import empty_cache, is_device_failure, is_out_of_memory
+from jobs.image_faults import ImageFault, to_pixels
 from jobs.plan import Sample
 from jobs.writers import Pixels
 from zimage_core import LoraSwitcher, ZImagePipeline
-from zimage_core.images import to_uint8
 from zimage_core.offload import compute_device, use
+from zimage_core.upcasting import in_float32
 
 
 @dataclass
@@ -80,8 +81,8 @@ class BatchStages:
         self._log = log
         self._denoised: dict[tuple[int, ...], Draft] = {}
 
-    def make(self, batch: Sequence[Sample], starts: BatchStarts) -> list[Pixels | None]:
-        """Pixels uint8 (H, W, 3) of each sample of a batch; None where they are not finite."""
+    def make(self, batch: Sequence[Sample], starts: BatchStarts) -> list[Pixels | ImageFault]:
+        """Pixels uint8 (H, W, 3) of each sample of a batch, or why they are no image."""
         draft = self._denoised.pop(_indices(batch), None)
         if draft is None:
             draft = Draft(batch)
@@ -90,11 +91,50 @@ class BatchStages:
             self._denoise(draft)
         return self._decode(draft)
 
+    def make_in_float32(self, sample: Sample, starts: BatchStarts) -> Pixels | ImageFault:
+        """Make a sample alone once more, in float32 where 16 bits may have been too few.
+
+        First only decoding is done in float32, which needs little memory; and where the latents
+        are not finite, or that is no image either, every stage. What comes of it depends on the
+        sample and the kind of device, not on the batch that it was in before.
+
+        Raises:
+            UpcastError: the models cannot be run in float32 (8-bit weights, offload "block").
+            torch.OutOfMemoryError: there is no room for a model in float32; weights are as before.
+        """
+        draft = Draft([sample])
+        self._encode(draft)
+        self._start(draft, starts)
+        self._denoise(draft)
+        assert draft.latents is not None
+        models = self._pipeline
+        if torch.isfinite(draft.latents).all():
+            with in_float32(models.vae):
+                (image,) = self._decode(draft)
+            if not isinstance(image, ImageFault):
+                return image
+        draft = Draft([sample])
+        with in_float32(models.text_encoder):
+            self._encode(draft)
+        if sample.init_image is not None:
+            with in_float32(models.vae):
+                self._start(draft, starts)
+        with in_float32(models.transformer):  # its adapters are in it since the first time
+            self._denoise(draft)
+        with in_float32(models.vae):
+            (image,) = self._decode(draft)
+        return image
+
     def is_denoised(self, batch: Sequence[Sample]) -> bool:
         """Whether `make` has only to decode a batch, thanks to `denoise_all`."""
         return _indices(batch) in self._denoised
 
-    def denoise_all(self, batches: Iterable[Sequence[Sample]], stop: Callable[[], bool]) -> None:
+    def denoise_all(
+        self,
+        batches: Iterable[Sequence[Sample]],
+        stop: Callable[[], bool],
+        begin: Callable[[Sequence[Sample]], bool],
+    ) -> None:
         """Take batches up to the last stage, all of them through one before the next begins.
 
         A batch that fails is left out: `make` tries it again, where its error has consequences.
@@ -102,6 +142,7 @@ class BatchStages:
         Args:
             batches: as `make` will be asked for them.
             stop: whether to begin no further batch; those that are denoised can be made.
+            begin: asked just before a batch is denoised: false if another worker makes it.
         """
         self._denoised.clear()
         drafts = [Draft(batch) for batch in batches]
@@ -109,6 +150,8 @@ class BatchStages:
             for draft in list(drafts):
                 if stop():
                     return
+                if stage == self._denoise and not begin(draft.samples):
+                    continue
                 try:
                     stage(draft)
                 except Exception as error:
@@ -171,14 +214,12 @@ class BatchStages:
             on_step=self._on_step,
         )
 
-    def _decode(self, draft: Draft) -> list[Pixels | None]:
+    def _decode(self, draft: Draft) -> list[Pixels | ImageFault]:
         assert draft.latents is not None
         # Scaled where they were made: a division has other last bits elsewhere.
         decoded = self._pipeline.decode(draft.latents.to(compute_device(self._pipeline.vae)))
         self._on_step(0)
-        finite = torch.isfinite(decoded).flatten(1).all(1).tolist()
-        pixels = to_uint8(torch.nan_to_num(decoded))
-        return [image if ok else None for image, ok in zip(pixels, finite, strict=True)]
+        return to_pixels(decoded)
 
     def _merge_loras(self, names: Sequence[str]) -> None:
         """Put a batch's adapters into the weights, and take those of the last one out."""

@@ -13,17 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from jobs.canaries import CanaryComparison
 from jobs.commits import PartName, write_part
 from jobs.config import JobConfig
+from jobs.dispatcher import Dispatcher
 from jobs.epoch import Epoch
 from jobs.errors import ClusterError, FailureRateError, ModelError, StorageError
 from jobs.executor import (
     Event,
     Executor,
+    Lease,
     LeaseEnded,
     LoadFailed,
     Progress,
     Settings,
+    Trimmed,
+    WorkerLeaving,
     WorkerLost,
     WorkerReady,
 )
@@ -92,6 +97,10 @@ class Driver:
         self._losses = 0
         self._load_error: str | None = None
         self._ready = 0
+        self._canaries = CanaryComparison()
+        self._dispatcher = Dispatcher(
+            self.scheduler, self.executor, on_lease=self._leased, on_trim=self._asked
+        )
 
     def run(self) -> None:
         """Work until all is done, or until a stop was asked for and the batches under way ended.
@@ -111,7 +120,7 @@ class Driver:
                 )
                 self._drain()
             if not self._draining:
-                self._hand_out()
+                self._dispatcher.hand_out()
             if self.scheduler.num_leased == 0 and (
                 self._draining or self.scheduler.remaining(1) == 0
             ):
@@ -134,24 +143,19 @@ class Driver:
         self.epoch.event("drain", signal=self.stop.name)
         self.executor.drain()
 
-    def _hand_out(self) -> None:
-        """Fill idle workers first; a second lease each only while there is plenty of work."""
-        while self.executor.free():
-            plenty = self.scheduler.remaining(self.executor.num_workers + 1)
-            if not plenty or (self.executor.idle() == 0 and plenty <= self.executor.num_workers):
-                break
-            lease = self.scheduler.next()
-            assert lease is not None
-            worker = self.executor.submit(lease)
-            self.epoch.event(
-                "lease",
-                shard=lease.shard.id,
-                attempt=lease.attempt,
-                worker=worker,
-                samples=len(lease.wanted),
-                indices=index_ranges(lease.wanted),
-                isolate=lease.isolate,
-            )
+    def _leased(self, lease: Lease, worker: str) -> None:
+        self.epoch.event(
+            "lease",
+            shard=lease.shard.id,
+            attempt=lease.attempt,
+            worker=worker,
+            samples=len(lease.wanted),
+            indices=index_ranges(lease.wanted),
+            isolate=lease.isolate,
+        )
+
+    def _asked(self, lease: Lease, indices: tuple[int, ...]) -> None:
+        self.epoch.event("trim", attempt=lease.attempt, samples=len(indices))
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -168,18 +172,26 @@ class Driver:
                     visible_devices=info.visible_devices,
                     versions=info.versions,
                     seconds=round(event.seconds, 3),
+                    canary=event.canary.facts() if event.canary else None,
                 )
                 self.report.say(
                     f"worker {event.worker} ready on {info.node} ({info.device}) "
                     f"after {event.seconds:.1f} s of loading"
                 )
+                self._compare(event)
             case Progress():
                 self._losses = 0
                 ended = self.scheduler.num_ended
                 self.scheduler.progress(event)
                 self.report.ended(self.scheduler.num_ended - ended, self.scheduler.num_failed)
             case LeaseEnded():
-                self.scheduler.ended(event.lease)
+                self.scheduler.ended(event.lease, drained=event.drained)
+            case Trimmed():
+                self.scheduler.trimmed(event.lease, event.indices)
+            case WorkerLeaving():
+                node = event.info.node if event.info else ""
+                self.epoch.event("worker_leaving", worker=event.worker, reason=event.reason)
+                self.report.say(f"worker {event.worker} on {node} is leaving: {event.reason}")
             case WorkerLost():
                 self._losses += 1
                 self.epoch.event(
@@ -193,7 +205,24 @@ class Driver:
                 if self.executor.num_workers:
                     node = event.info.node if event.info else "its node"
                     self.report.say(f"worker {event.worker} on {node} left aside: {event.message}")
-                self.epoch.event("load_failed", worker=event.worker, message=event.message)
+                self.epoch.event(
+                    "load_failed",
+                    worker=event.worker,
+                    node=event.info.node if event.info else None,
+                    message=event.message,
+                )
+
+    def _compare(self, event: WorkerReady) -> None:
+        """Name workers that do not compute what the others do."""
+        if event.canary is None:
+            return
+        words = event.canary.words()
+        if words is not None:
+            self.report.say(f"worker {event.worker} on {event.info.node}: {words}")
+        found = self._canaries.add(event.worker, event.info, event.canary)
+        if found is not None:
+            self.epoch.event("canaries_differ", **found.facts())
+            self.report.say(found.words())
 
     def _check_workers(self) -> None:
         if self._load_error is not None and self.executor.num_workers == 0:
@@ -256,7 +285,7 @@ class Driver:
             model=settings.model,
             model_fingerprint=settings.model_fingerprint,
             loras=None if values["loras"] is None else str(values["loras"]),
-            dtype=settings.dtype,
+            dtype=result.dtype or settings.dtype,
             attention=settings.attention,
             format=self.config.output.format,
             bytes=result.bytes,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
+from jobs.canaries import CanaryReport
 from jobs.errors import ErrorType
 from jobs.manifest import BatchMode
 from jobs.plan import Sample, Shard
@@ -40,6 +41,7 @@ class WorkerInfo:
     versions: dict[str, str] = field(default_factory=dict)
     visible_devices: str | None = None
     pid: int = 0
+    node_id: str = ""  # Ray's name of the node
     attention: tuple[str, ...] = ()  # backends that can run in the job's dtype, the best first
     compiles: bool = False  # see `Capabilities.compiles`
 
@@ -105,6 +107,7 @@ class Result:
     seconds: float | None = None
     error_type: ErrorType | None = None
     error_message: str | None = None
+    dtype: str | None = None  # where another than the job's
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class WorkerReady:
     worker: str
     info: WorkerInfo
     seconds: float
+    canary: CanaryReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,24 @@ class LeaseEnded:
     worker: str
     lease: Lease
     drained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """A worker has given up samples of a lease, of which it has begun none."""
+
+    worker: str
+    lease: Lease
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeaving:
+    """A worker ends what is under way and then goes; its place is filled when there is room."""
+
+    worker: str
+    info: WorkerInfo | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +197,7 @@ class LoadFailed:
     message: str
 
 
-Event = WorkerReady | Progress | LeaseEnded | WorkerLost | LoadFailed
+Event = WorkerReady | Progress | LeaseEnded | Trimmed | WorkerLeaving | WorkerLost | LoadFailed
 
 
 class Executor(Protocol):
@@ -209,12 +231,20 @@ class Executor(Protocol):
         """How many more leases the workers that are ready can take now."""
         ...
 
-    def idle(self) -> int:
-        """How many workers that are ready have no lease."""
+    def idle(self) -> list[str]:
+        """Names of the workers that are ready and have no lease."""
         ...
 
-    def submit(self, lease: Lease) -> str:
-        """Give a lease to the least busy worker that is ready; returns its name."""
+    def submit(self, lease: Lease, worker: str | None = None) -> str:
+        """Give a lease to a worker that is idle, or to the least busy one; returns its name."""
+        ...
+
+    def trim(self, lease: Lease, indices: Sequence[int]) -> None:
+        """Ask the worker that holds a lease to give up samples; it answers with `Trimmed`.
+
+        It gives up whole batches, and none that it has begun: what it answers with nobody else
+        makes or will make. Without an answer it is lost.
+        """
         ...
 
     def poll(self, timeout: float) -> list[Event]:

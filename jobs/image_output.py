@@ -26,6 +26,7 @@ class Made:
     batch: tuple[int, ...]
     batch_mode: BatchMode
     seconds: float = 0.0  # of the device, for this image
+    dtype: str | None = None  # where another than the job's
 
     def failed(self, error_type: ErrorType, message: str) -> Result:
         """The result of a sample that has no image."""
@@ -91,13 +92,5 @@ class ImageOutput:
             sha256=sha256(content),
             pixels_sha256=pixels_sha256(pixels),
             seconds=made.seconds + time.perf_counter() - started,
+            dtype=made.dtype,
         )
-
-
-def fault_of(image: Pixels | None) -> str | None:
-    """Why decoded pixels are no image; None for a good one."""
-    if image is None:
-        return "the decoded image has values that are not finite"
-    if (image == image[:1, :1]).all():
-        return f"the image is of one flat colour, rgb{tuple(image[0, 0].tolist())}"
-    return None

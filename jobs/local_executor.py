@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jobs.errors import InputError, JobError
 from jobs.executor import (
@@ -65,7 +65,7 @@ class LocalExecutor:
         """See `Executor.load`; here it does wait."""
         started = time.perf_counter()
         try:
-            self._worker.load(settings)
+            canary = self._worker.load(settings)
         except InputError:
             raise
         except JobError as error:
@@ -73,17 +73,22 @@ class LocalExecutor:
             self._events.append(LoadFailed(self.name, self._info, str(error)))
             return
         self._loaded = True
-        self._events.append(WorkerReady(self.name, self._info, time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        self._events.append(WorkerReady(self.name, self._info, seconds, canary))
 
     def free(self) -> int:
         """See `Executor.free`."""
         return int(self._loaded and self._lease is None)
 
-    def idle(self) -> int:
+    def idle(self) -> list[str]:
         """See `Executor.idle`."""
-        return self.free()
+        return [self.name] if self.free() else []
 
-    def submit(self, lease: Lease) -> str:
+    def trim(self, lease: Lease, indices: Sequence[int]) -> None:
+        """See `Executor.trim`; there is no second worker to ask for anything."""
+        raise AssertionError("one worker has nobody to give to")
+
+    def submit(self, lease: Lease, worker: str | None = None) -> str:
         """See `Executor.submit`."""
         assert self._lease is None
         self._lease = lease

@@ -11,11 +11,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+from ray._private import state as ray_state
 from ray.exceptions import RayError, RayTaskError
 
 from jobs.errors import ClusterError, InputError, JobError, StorageUnusableError
@@ -27,11 +27,14 @@ from jobs.executor import (
     Message,
     Progress,
     Settings,
+    Trimmed,
     WorkerInfo,
+    WorkerLeaving,
     WorkerLost,
     WorkerReady,
     WorkerSpec,
 )
+from jobs.ray_handle import RayHandle, cause_of, first_line, last_line
 from jobs.ray_worker import WorkerActor
 
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
@@ -39,23 +42,6 @@ _BEAT = 2.0  # seconds between two questions to a worker whether it moves
 _LOAD_LIMIT = 1800.0  # seconds for a worker to start and load, at least
 _ROOM_NOTE = 30.0  # seconds between two words about a cluster that has no room
 _JOIN = 5.0  # seconds between two looks for GPUs that joined the cluster
-
-
-@dataclass(slots=True)
-class _Worker:
-    """The driver's side of one actor."""
-
-    name: str
-    actor: Any
-    describing: Any = None
-    loading: Any = None
-    info: WorkerInfo | None = None
-    ready: bool = False
-    leases: deque[tuple[Lease, Any]] = field(default_factory=deque)
-    beating: Any = None
-    ticks: int = -1
-    moved: float = 0.0  # when it last did something, by our clock
-    asked: float = 0.0
 
 
 class RayExecutor:
@@ -68,6 +54,7 @@ class RayExecutor:
         gpus_per_worker: GPUs of an actor where the cluster has GPUs.
         threads_per_worker: CPUs of an actor where it has none.
         stall_timeout: seconds without a step of work after which a worker counts as hung.
+        actor: class of the actors, `WorkerActor` or one with its methods.
     """
 
     def __init__(
@@ -78,6 +65,7 @@ class RayExecutor:
         gpus_per_worker: float,
         threads_per_worker: int,
         stall_timeout: float,
+        actor: type = WorkerActor,
     ) -> None:
         self.spec = spec
         self.stall_timeout = stall_timeout
@@ -89,9 +77,10 @@ class RayExecutor:
         self._threads_per_worker = threads_per_worker
         self._target = int(workers) if workers != "auto" else self._capacity()
         self._settings: Settings | None = None
-        self._workers: list[_Worker] = []
+        self._workers: list[RayHandle] = []
         self._events: deque[Event] = deque()
         self._counter = 0
+        self._draining = False
         self._failed = 0  # workers that could not load: others would not either where they ran
         self._looked = time.monotonic()
         options: dict[str, Any] = {"num_gpus": gpus_per_worker, "num_cpus": 1}
@@ -99,7 +88,7 @@ class RayExecutor:
             options = {"num_cpus": threads_per_worker}
         self._actor_class = ray.remote(
             max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}, **options
-        )(WorkerActor)
+        )(actor)
 
     @property
     def num_workers(self) -> int:
@@ -132,11 +121,11 @@ class RayExecutor:
             )
         for _ in range(self._target):
             self._add()
-        begun = time.monotonic()
+        begun, reason = time.monotonic(), ""
         while True:
             describing = {w.describing: w for w in self._workers}
             if not describing:
-                raise ClusterError("every worker died before it could start; see the Ray logs")
+                raise ClusterError(f"every worker died before it could start: {reason}")
             done, _ = ray.wait(list(describing), num_returns=1, timeout=_ROOM_NOTE)
             if not done:
                 self._wait_for_room(time.monotonic() - begun)
@@ -146,9 +135,10 @@ class RayExecutor:
                 worker.info = ray.get(done[0])
             except RayError as error:
                 self._workers.remove(worker)
-                cause = _cause(error)
+                cause = cause_of(error)
                 if isinstance(cause, JobError):
                     raise cause from error
+                reason = last_line(error)
                 continue
             assert worker.info is not None
             worker.describing = None
@@ -176,7 +166,7 @@ class RayExecutor:
             answer = getattr(self._first.actor, method).remote()
             return ray.get(answer, timeout=max(_LOAD_LIMIT, self.stall_timeout))
         except RayError as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             if isinstance(cause, JobError):
                 raise cause from error
             raise ClusterError(f"worker {self._first.name} died: {error}") from error
@@ -189,19 +179,29 @@ class RayExecutor:
 
     def free(self) -> int:
         """See `Executor.free`."""
-        return sum(_IN_FLIGHT - len(w.leases) for w in self._workers if w.ready)
+        return sum(_IN_FLIGHT - len(w.leases) for w in self._workers if w.takes_leases)
 
-    def idle(self) -> int:
+    def idle(self) -> list[str]:
         """See `Executor.idle`."""
-        return sum(w.ready and not w.leases for w in self._workers)
+        return [w.name for w in self._workers if w.takes_leases and not w.leases]
 
-    def submit(self, lease: Lease) -> str:
+    def submit(self, lease: Lease, worker: str | None = None) -> str:
         """See `Executor.submit`."""
-        worker = min((w for w in self._workers if w.ready), key=lambda w: len(w.leases))
-        if not worker.leases:
-            worker.moved = time.monotonic()
-        worker.leases.append((lease, worker.actor.run.remote(lease)))
-        return worker.name
+        ready = [w for w in self._workers if w.takes_leases]
+        chosen = min(ready, key=lambda w: (w.name != worker, len(w.leases)))
+        if not chosen.leases:
+            chosen.moved = time.monotonic()
+        chosen.leases.append((lease, chosen.actor.run.remote(lease)))
+        return chosen.name
+
+    def trim(self, lease: Lease, indices: Sequence[int]) -> None:
+        """See `Executor.trim`."""
+        for worker in self._workers:
+            if any(held.attempt == lease.attempt for held, _ in worker.leases):
+                answer = worker.actor.trim.remote(lease.attempt, list(indices))
+                worker.trimming[answer] = lease
+                return
+        self._events.append(Trimmed("", lease, ()))  # it has ended, or its worker is gone
 
     def poll(self, timeout: float) -> list[Event]:
         """See `Executor.poll`."""
@@ -225,6 +225,7 @@ class RayExecutor:
 
     def drain(self) -> None:
         """See `Executor.drain`."""
+        self._draining = True
         for worker in self._workers:
             worker.actor.drain.remote()
 
@@ -246,36 +247,46 @@ class RayExecutor:
         actor = self._actor_class.options(name=f"zimage-{self.spec.nonce}-{name}").remote(
             self.spec, name
         )
-        worker = _Worker(name, actor, describing=actor.describe.remote(), moved=time.monotonic())
+        worker = RayHandle(name, actor, describing=actor.describe.remote(), moved=time.monotonic())
         if self._settings is not None:
             worker.loading = actor.load.remote(self._settings)
         self._workers.append(worker)
 
     def _join(self) -> None:
         """Replace lost workers, and follow the cluster's GPUs where the number is `auto`."""
-        if self._settings is None:
+        if self._settings is None or self._draining:
             return
-        if self._elastic and self.gpus and time.monotonic() - self._looked > _JOIN:
+        if time.monotonic() - self._looked > _JOIN:
             self._looked = time.monotonic()
-            self.gpus = float(ray.cluster_resources().get("GPU", 0)) or self.gpus
-            self._target = max(self._target, self._capacity() - self._failed)
+            self._leave_drained_nodes()
+            if self._elastic and self.gpus:
+                self.gpus = float(ray.cluster_resources().get("GPU", 0)) or self.gpus
+                self._target = max(self._target, self._capacity() - self._failed)
+        for worker in list(self._workers):
+            if worker.leaving and not worker.leases:
+                self._workers.remove(worker)
+                ray.kill(worker.actor)
         while len(self._workers) < self._target:
             self._add()
 
-    def _waiting(self) -> dict[Any, _Worker]:
-        refs: dict[Any, _Worker] = {}
+    def _leave_drained_nodes(self) -> None:
+        """Drain the workers of nodes that are about to go, such as preempted spot instances."""
+        nodes = ray_state.state.get_draining_nodes()
         for worker in self._workers:
-            for ref in (worker.describing, worker.beating):
-                if ref is not None:
-                    refs[ref] = worker
-            if worker.loading is not None:
-                if worker.describing is None:
-                    refs[worker.loading] = worker
-            elif worker.leases:
-                refs[worker.leases[0][1]] = worker
-        return refs
+            if worker.info is not None and worker.info.node_id in nodes:
+                self._leaves(worker, "its node is being drained")
 
-    def _receive(self, worker: _Worker, ref: Any) -> None:
+    def _leaves(self, worker: RayHandle, reason: str) -> None:
+        if worker.leaving:
+            return
+        worker.leaving = True
+        worker.actor.drain.remote()
+        self._events.append(WorkerLeaving(worker.name, worker.info, reason))
+
+    def _waiting(self) -> dict[Any, RayHandle]:
+        return {ref: worker for worker in self._workers for ref in worker.questions()}
+
+    def _receive(self, worker: RayHandle, ref: Any) -> None:
         try:
             if ref is worker.describing:
                 worker.info = ray.get(ref)
@@ -286,19 +297,22 @@ class RayExecutor:
                 ticks = ray.get(ref)
                 if ticks != worker.ticks:
                     worker.ticks, worker.moved = ticks, time.monotonic()
+            elif ref in worker.trimming:
+                lease = worker.trimming.pop(ref)
+                self._events.append(Trimmed(worker.name, lease, tuple(ray.get(ref))))
             elif ref is worker.loading:
-                seconds = ray.get(ref)
+                seconds, canary = ray.get(ref)
                 worker.loading = None
                 worker.ready = True
                 assert worker.info is not None
-                self._events.append(WorkerReady(worker.name, worker.info, seconds))
+                self._events.append(WorkerReady(worker.name, worker.info, seconds, canary))
             else:
                 self._message(worker, ray.get(next(ref)))
         except StopIteration:
             # the stream broke off without its end mark
             self._lose(worker, "worker_died", "its answer broke off")
         except RayTaskError as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             if isinstance(cause, StorageUnusableError):
                 raise cause from error
             if isinstance(cause, JobError) and not worker.ready:
@@ -312,14 +326,17 @@ class RayExecutor:
             else:
                 self._lose(worker, "worker_died", f"{type(cause).__name__}: {cause}")
         except RayError as error:
-            self._lose(worker, "worker_died", _first_line(error))
+            self._lose(worker, "worker_died", first_line(error))
 
-    def _message(self, worker: _Worker, message: Message | tuple[str, bool]) -> None:
+    def _message(self, worker: RayHandle, message: Message | tuple[str, bool]) -> None:
         worker.moved = time.monotonic()
         assert worker.info is not None
         if isinstance(message, tuple):
             lease, _ = worker.leases.popleft()
-            self._events.append(LeaseEnded(worker.name, lease, message[1]))
+            drained = message[1]
+            self._events.append(LeaseEnded(worker.name, lease, drained))
+            if drained and not self._draining:
+                self._leaves(worker, "it was told to stop")
         else:
             lease = worker.leases[0][0]
             self._events.append(Progress(worker.name, worker.info, lease, message))
@@ -341,7 +358,7 @@ class RayExecutor:
                 reason = f"no step of work for {self.stall_timeout:g} s (run.stall_timeout)"
                 self._lose(worker, "worker_stalled", reason)
 
-    def _lose(self, worker: _Worker, kind: Any, reason: str) -> None:
+    def _lose(self, worker: RayHandle, kind: Any, reason: str) -> None:
         self._workers.remove(worker)
         ray.kill(worker.actor)
         leases = [lease for lease, _ in worker.leases]
@@ -351,14 +368,3 @@ class RayExecutor:
                 worker.name, worker.info, running, tuple(leases[1:]), kind, reason, worker.ready
             )
         )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The exception that was raised in the worker."""
-    cause = error.cause if isinstance(error, RayTaskError) else None
-    return cause if isinstance(cause, BaseException) else error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -61,3 +61,9 @@ def first_line(error: BaseException) -> str:
     """An error of Ray without the pages that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def last_line(error: BaseException) -> str:
+    """An error of Ray that ends with what was raised in the actor."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

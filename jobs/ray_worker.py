@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import ray
 
+from jobs.canaries import CanaryReport
 from jobs.executor import Lease, Message, Settings, WorkerInfo, WorkerSpec
 
 END = "end"  # the last answer to a lease, so that a stream that breaks off is told from one
@@ -22,7 +24,8 @@ class WorkerActor:
 
     def describe(self) -> WorkerInfo:
         """See `GenerationWorker.describe`."""
-        return self.worker.describe()
+        node_id = ray.get_runtime_context().get_node_id()
+        return replace(self.worker.describe(), node_id=node_id)
 
     def fingerprint(self) -> str:
         """See `GenerationWorker.fingerprint`."""
@@ -32,11 +35,11 @@ class WorkerActor:
         """See `GenerationWorker.memory_needed`."""
         return self.worker.memory_needed()
 
-    def load(self, settings: Settings) -> float:
-        """Load the model; seconds it took."""
+    def load(self, settings: Settings) -> tuple[float, CanaryReport]:
+        """Load the model; seconds it took, and what the canary showed."""
         started = time.perf_counter()
-        self.worker.load(settings)
-        return time.perf_counter() - started
+        canary = self.worker.load(settings)
+        return time.perf_counter() - started, canary
 
     @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
     def run(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
@@ -48,6 +51,11 @@ class WorkerActor:
     def beat(self) -> int:
         """How much work was done so far, in steps."""
         return self.worker.ticks
+
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    def trim(self, attempt: str, indices: Sequence[int]) -> tuple[int, ...]:
+        """See `GenerationWorker.trim`."""
+        return self.worker.trim(attempt, indices)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def drain(self) -> None:

@@ -12,25 +12,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from jobs.batch_maker import BatchMaker, Pending
 from jobs.batch_stages import BatchStages
-from jobs.batch_starts import BatchStarts, read_starts
+from jobs.canaries import CanaryReport
+from jobs.canary import fly_canary
 from jobs.capabilities import device_capabilities
+from jobs.claims import Claims
 from jobs.config import JobConfig
 from jobs.device import (
     DeviceError,
     describe_device,
     device_type,
-    empty_cache,
     is_device_failure,
-    is_out_of_memory,
 )
-from jobs.errors import ErrorType, InputError, ModelError, StorageError
+from jobs.errors import InputError, ModelError, StorageError
 from jobs.executor import (
     Finished,
     Lease,
@@ -41,11 +41,11 @@ from jobs.executor import (
     WorkerSpec,
 )
 from jobs.fingerprint import node_fingerprint
-from jobs.image_output import ImageOutput, Made, fault_of
+from jobs.image_faults import ImageFault
+from jobs.image_output import ImageOutput
 from jobs.init_images import check_images
 from jobs.lease_plan import plan_lease
 from jobs.loras import load_loras
-from jobs.manifest import BatchMode
 from jobs.memory_needs import job_memory
 from jobs.plan import Sample, job_generator
 from jobs.settings import resolve_batch_size, resolve_dtype
@@ -89,8 +89,16 @@ class GenerationWorker:
         self._stages: BatchStages | None = None
         self._generator: PromptGenerator | None = None
         self._settings: Settings | None = None
-        self._starts = BatchStarts()
+        self._claims = Claims()
         self._images = ImageOutput(self.storage, self.config)
+        self._maker = BatchMaker(
+            generate=lambda batch: self._generate(batch),
+            again=self._generate_in_float32,
+            images=self._images,
+            images_root=self.config.prompts.images_root,
+            on_step=self._tick,
+            log=self.log.write,
+        )
 
     @property
     def ticks(self) -> int:
@@ -121,12 +129,12 @@ class GenerationWorker:
         except ValueError as error:
             raise ModelError(str(error)) from error
 
-    def load(self, settings: Settings) -> None:
-        """Load model and generator, and see that the output is the driver's.
+    def load(self, settings: Settings) -> CanaryReport:
+        """Load model and generator, see that the output is the driver's, and fly the canary.
 
         Raises:
             ModelError: the checkpoint or an adapter cannot be loaded, or is another than the
-                driver's.
+                driver's, or the device fails on a first image.
             InputError: the attention backend, 8-bit weights or compiled blocks cannot run here, an
                 adapter does not fit the model, or the generator cannot be made.
             StorageError: this node does not see the driver's output.
@@ -185,6 +193,14 @@ class GenerationWorker:
             f"compile {settings.compile}, offload {settings.offload}) on {device} in "
             f"{time.perf_counter() - started:.1f} s"
         )
+        return self._canary()
+
+    def trim(self, attempt: str, indices: Sequence[int]) -> tuple[int, ...]:
+        """Give up batches of a lease that are not begun; the samples that were given up.
+
+        Safe to call from another thread.
+        """
+        return self._claims.give_up(attempt, indices)
 
     def drain(self) -> None:
         """End every lease after the batch under way."""
@@ -225,19 +241,29 @@ class GenerationWorker:
         yield plan.message
         wanted = set(lease.wanted)
         batches = [b for b in plan.batches if wanted.intersection(s.index for s in b)]
+        if self._maker.singles:
+            batches = [[s] for batch in batches for s in batch if s.index in wanted]
+        of_batch = {b[0].index: [s.index for s in b if s.index in wanted] for b in batches}
+        self._claims.plan(lease.attempt, of_batch.values())
+
+        def begin(batch: Sequence[Sample]) -> bool:
+            return self._claims.begin(lease.attempt, of_batch[batch[0].index])
+
         in_phases = self._settings.offload == "phase"
         if in_phases:
-            self._denoise_all([b for b in batches if b[0].index not in plan.failures])
-        pending: deque[tuple[list[Future[Result] | Result], int]] = deque()
+            self._denoise_all([b for b in batches if b[0].index not in plan.failures], begin)
+        pending: deque[tuple[list[Pending], int]] = deque()
         for batch in batches:
             if self._is_draining() and not (in_phases and self._stages.is_denoised(batch)):
                 continue  # with phases, what is denoised is under way
+            if not begin(batch):
+                continue  # another worker makes it
             failure = plan.failures.get(batch[0].index)
             if failure is not None:
-                results: list[Future[Result] | Result] = [failure]
+                results: list[Pending] = [failure]
                 size = 0
             else:
-                results, size = self._make(lease, batch, wanted)
+                results, size = self._maker.make(lease, batch, wanted)
             pending.append((results, size))
             while pending and (
                 all(isinstance(r, Result) or r.done() for r in pending[0][0])
@@ -246,6 +272,7 @@ class GenerationWorker:
                 yield self._finish(pending.popleft(), wanted)
         while pending:
             yield self._finish(pending.popleft(), wanted)
+        self._claims.forget(lease.attempt)
         self.log.flush()
 
     def _is_draining(self) -> bool:
@@ -256,73 +283,44 @@ class GenerationWorker:
         self._images.close()
         self.log.flush()
 
-    def _denoise_all(self, batches: Sequence[Sequence[Sample]]) -> None:
+    def _denoise_all(
+        self, batches: Sequence[Sequence[Sample]], begin: Callable[[Sequence[Sample]], bool]
+    ) -> None:
         assert self._stages is not None
         try:
-            self._stages.denoise_all(batches, self._is_draining)
+            self._stages.denoise_all(batches, self._is_draining, begin)
         except Exception as error:
             if is_device_failure(error):
                 raise DeviceError(str(error)) from error
             raise
 
-    def _make(
-        self, lease: Lease, batch: list[Sample], wanted: set[int]
-    ) -> tuple[list[Future[Result] | Result], int]:
-        """Generate a batch, falling back to smaller ones; results, and the bytes that wait."""
-        first_mode: BatchMode = "single" if lease.isolate else "planned"
-        self._starts = read_starts(batch, self.config.prompts.images_root, self._tick)
-        results: list[Future[Result] | Result] = [
-            Made(index, lease.attempt, (index,), first_mode).failed("prompt_error", message)
-            for index, message in self._starts.faults.items()
-        ]
-        usable = [s for s in batch if s.index not in self._starts.faults]
-        queue: deque[tuple[list[Sample], BatchMode]] = deque()
-        if wanted.intersection(s.index for s in usable):
-            queue.append((usable, first_mode))
-        size = 0
-        while queue:
-            part, mode = queue.popleft()
-            indices = tuple(s.index for s in part)
-            started = time.perf_counter()
-            try:
-                pixels = self._generate(part)
-            except Exception as error:  # one bad sample is a row, whatever it raised
-                if is_device_failure(error):
-                    raise DeviceError(str(error)) from error
-                out_of_memory = is_out_of_memory(error)
-                if out_of_memory:
-                    empty_cache()
-                if len(part) == 1:
-                    kind: ErrorType = "out_of_memory" if out_of_memory else "generation_error"
-                    made = Made(part[0].index, lease.attempt, indices, mode)
-                    results.append(made.failed(kind, f"{type(error).__name__}: {error}"))
-                elif out_of_memory:
-                    half = len(part) // 2
-                    queue.extendleft([(part[half:], "halved"), (part[:half], "halved")])
-                else:
-                    queue.extendleft([([s], "single") for s in reversed(part)])
-                continue
-            seconds = (time.perf_counter() - started) / len(part)
-            for sample, image in zip(part, pixels, strict=True):
-                if sample.index not in wanted:
-                    continue  # made for its neighbours' sake: its row and its file are there
-                made = Made(sample.index, lease.attempt, indices, mode, seconds)
-                fault = fault_of(image)
-                if image is None or fault is not None:
-                    results.append(made.failed("invalid_image", fault or ""))
-                    continue
-                size += image.nbytes
-                results.append(self._images.submit(made, image))
-        return results, size
-
-    def _generate(self, batch: Sequence[Sample]) -> list[Pixels | None]:
-        """Pixels uint8 (H, W, 3) of each sample; None where they are not finite."""
+    def _generate(self, batch: Sequence[Sample]) -> list[Pixels | ImageFault]:
+        """Pixels uint8 (H, W, 3) of samples made together, or why they are no image."""
         assert self._stages is not None
-        return self._stages.make(batch, self._starts)
+        return self._stages.make(batch, self._maker.starts)
 
-    def _finish(
-        self, entry: tuple[list[Future[Result] | Result], int], wanted: set[int]
-    ) -> Finished:
+    def _generate_in_float32(self, sample: Sample) -> Pixels | ImageFault | None:
+        """A sample made alone in float32; None where the job is in float32 anyway."""
+        assert self._stages is not None and self._settings is not None
+        if self._settings.dtype == "float32":
+            return None
+        return self._stages.make_in_float32(sample, self._maker.starts)
+
+    def _canary(self) -> CanaryReport:
+        assert self._pipeline is not None
+        try:
+            report = fly_canary(self._pipeline, self._tick)
+        except DeviceError as error:
+            raise ModelError(
+                f"the device of worker {self.name} on {socket.gethostname()} fails on a first "
+                f"image: {error}"
+            ) from error
+        self._maker.singles = not report.batches_agree
+        facts = ", ".join(f"{key} {value}" for key, value in report.facts().items())
+        self.log.write(f"canary: {report.words() or facts}")
+        return report
+
+    def _finish(self, entry: tuple[list[Pending], int], wanted: set[int]) -> Finished:
         futures, _ = entry
         results = [r if isinstance(r, Result) else r.result() for r in futures]
         for result in results:

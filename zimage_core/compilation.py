@@ -17,6 +17,7 @@ import importlib
 import inspect
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,18 @@ def compile_blocks(
             "compile is not possible: the transformer's blocks do not compile: "
             f"{type(error).__name__}: {' '.join(lines[:2])}; load with compile=False"
         ) from error
+
+
+@contextmanager
+def uncompiled(transformer: ZImageTransformer2DModel) -> Iterator[None]:
+    """Run a transformer's blocks as they are written while the context lasts."""
+    compiled = [(block, block.__dict__.pop("forward", None)) for block in transformer.layers]
+    try:
+        yield
+    finally:
+        for block, forward in compiled:
+            if forward is not None:
+                block.forward = forward
 
 
 def _run_block(block: ModulatedBlock, *arguments: Any) -> Tensor:

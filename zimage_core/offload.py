@@ -60,6 +60,10 @@ class Residency:
             self._weights[model] = units
             setattr(model, _ATTRIBUTE, self)
 
+    def streams(self, model: nn.Module) -> bool:
+        """Whether only two blocks of a model are on the device at any time."""
+        return model in self._streams
+
     @property
     def resident(self) -> nn.Module | None:
         """The model whose weights are on the device."""
@@ -114,6 +118,12 @@ def put_away(model: nn.Module) -> None:
     residency = _residency(model)
     if residency is not None:
         residency.put_away()
+
+
+def is_streamed(model: nn.Module) -> bool:
+    """Whether a model's blocks come to the device one by one (mode "block")."""
+    residency = _residency(model)
+    return residency is not None and residency.streams(model)
 
 
 def compute_device(model: nn.Module) -> torch.device:

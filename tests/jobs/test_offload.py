@@ -13,6 +13,7 @@ import pytest
 from job_runs import Job, read_hashes, read_rows
 from PIL import Image
 
+from jobs.canaries import CanaryReport
 from jobs.cli import main
 from jobs.config import JobConfig
 from jobs.errors import InputError
@@ -42,7 +43,13 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return _real(self, *args, **kwargs)
 
         monkeypatch.setattr(ZImagePipeline, name, spy)
+    without_canary(monkeypatch)
     return calls
+
+
+def without_canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what a worker makes when it has loaded: it is no part of a shard."""
+    monkeypatch.setattr("jobs.worker.fly_canary", lambda pipeline, on_step: CanaryReport(None, 1.0))
 
 
 def test_phases_are_for_a_whole_shard(make_job: Callable[..., Job], stages: list[str]) -> None:
@@ -144,6 +151,7 @@ def test_an_interruption_finishes_what_is_denoised(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *args, **kwargs)
 
+    without_canary(monkeypatch)
     monkeypatch.setattr(ZImagePipeline, "denoise", interrupted)
     job = make_job(count=12, shard_size=12)
     assert run(job, mode="phase") == 130

@@ -99,7 +99,7 @@ def _die() -> None:
 
 
 class _Rates:
-    """Chances of `refused` and `lost_answer`, and seconds that an image waits: `slow` [least, most].
+    """Chances of `refused` and `lost_answer`, and seconds that an image waits: `slow` [from, to].
 
     Read from a file that the test rewrites while the processes run; `seed` and the process number
     give the dice.

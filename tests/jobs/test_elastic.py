@@ -1,0 +1,120 @@
+"""Real Ray, actors that sleep: the end of a job, and nodes that come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sleeping_actor import SleepingActor, drive
+
+from jobs import ray_executor
+from jobs.executor import Trimmed, WorkerLeaving, WorkerLost, WorkerReady, WorkerSpec
+from jobs.ray_executor import RayExecutor
+
+pytestmark = pytest.mark.ray
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let actors import what the tests do."""
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
+
+
+def executor_of(workers: int | str, seconds: float, **single: float) -> RayExecutor:
+    config = json.dumps({"seconds": seconds, **single})
+    return RayExecutor(
+        WorkerSpec(config, "nowhere", 1, "nonce"),
+        workers=workers,
+        gpus_per_worker=1,
+        threads_per_worker=1,
+        stall_timeout=60,
+        actor=SleepingActor,
+    )
+
+
+def test_one_slow_actor_costs_less_than_three_percent() -> None:
+    from jobs.cluster import connected
+
+    workers, each, seconds = 6, 40, 0.3
+    with connected(num_cpus=workers):
+        executor = executor_of(workers, seconds, w5=3 * seconds)
+        executor.start()
+        try:
+            total = workers * each
+            found, took, happened = drive(executor, total, 16, lambda scheduler: None)
+        finally:
+            executor.stop()
+    assert found == Counter(range(total))
+    assert any(isinstance(event, Trimmed) and event.indices for event in happened)
+    ideal = total / ((workers - 1) / seconds + 1 / (3 * seconds))
+    assert took <= ideal / 0.97
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(ray_executor, "_JOIN", 0.5)
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "num_gpus": 1, "object_store_memory": 80 * 2**20},
+    )
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_nodes_join_are_drained_and_die(cluster: Any) -> None:
+    """All in one run, for a cluster takes longer to start than this takes."""
+    import ray
+    from ray.core.generated import autoscaler_pb2
+
+    options = {"num_cpus": 4, "num_gpus": 1, "object_store_memory": 80 * 2**20}
+    dies = cluster.add_node(**options)
+    leaves = cluster.add_node(**options)
+    cluster.wait_for_nodes()
+    executor = executor_of("auto", 0.15)
+    executor.start()
+    assert executor.target == 3
+    total, done = 3 * 90, []
+
+    def disturb(scheduler: Any) -> None:
+        if scheduler.num_ended > 20 and "join" not in done:
+            done.append("join")
+            cluster.add_node(**options)
+        if scheduler.num_ended > 90 and "drain" not in done:
+            done.append("drain")
+            ray._raylet.GcsClient(address=cluster.address).drain_node(
+                leaves.node_id,
+                autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+                "spot",
+                int((time.time() + 60) * 1000),
+            )
+        if scheduler.num_ended > 150 and "die" not in done:
+            done.append("die")
+            os.kill(dies.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+    try:
+        found, _, happened = drive(executor, total, 16, disturb)
+    finally:
+        executor.stop()
+    assert done == ["join", "drain", "die"]
+    assert found == Counter(range(total))
+    ready = [event.info for event in happened if isinstance(event, WorkerReady)]
+    assert len({info.node_id for info in ready}) == 4, "the node that joined got a worker"
+    (leaving,) = [event for event in happened if isinstance(event, WorkerLeaving)]
+    assert leaving.reason == "its node is being drained"
+    assert leaving.info is not None and leaving.info.node_id == leaves.node_id
+    lost = [event for event in happened if isinstance(event, WorkerLost)]
+    # Ray may take longer to notice than others take to make what was there.
+    assert {event.info.node_id for event in lost if event.info} <= {dies.node_id}
