@@ -20,8 +20,9 @@ from zimage_core.config import CheckpointError, shown, unrepeated
 from zimage_core.regular_file import open_regular
 from zimage_core.stored_tensor import PLAIN_DTYPES, Encoding, StoredTensor, plain_encoding
 
-# The safetensors library takes four times as much. The largest headers that are in use, of adapters
-# that hold a record of their training, have a few MB.
+# The longest header that the safetensors library takes.
+_MAX_HEADER_ANYWHERE = 100_000_000
+# The largest that are in use, of adapters with a record of their training, have a few MB.
 _MAX_HEADER = 25_000_000
 _MAX_DIMS = 8
 
@@ -64,7 +65,7 @@ def read_header(path: Path) -> SafetensorsHeader:
             length = int.from_bytes(start, "little")
             if start == b"version ":
                 raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights themselves")
-            if len(start) < 8 or (length <= _MAX_HEADER and length > size - 8):
+            if len(start) < 8 or size - 8 < length <= _MAX_HEADER_ANYWHERE:
                 raise CheckpointError(f"{path}: is truncated: {size} bytes do not hold its header")
             if _MAX_HEADER < length <= size - 8:
                 raise CheckpointError(

@@ -355,4 +355,4 @@ def test_generate_says_what_it_changed(zimage: CommandLine, job: Write, checkpoi
     assert "--lora-scale: nan: allowed" in zimage(*known, "--lora-scale", "nan", code=2).err
     (zimage.folder / "bad.safetensors").write_text("none")
     ended = zimage(*known, "--lora", "bad.safetensors", code=2)
-    assert "--lora: bad.safetensors: is truncated, corrupt, or no safetensors file" in ended.err
+    assert "--lora: bad.safetensors: is truncated: " in ended.err
