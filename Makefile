@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo images test test-slow check format wheel bench clean
+.PHONY: demo images test chaos test-slow check format wheel bench clean
 
 demo: $(STAMP)
 	$(BIN)/zimage run jobs/avatars.yaml --config configs/z-image-tiny.yaml \
@@ -31,6 +31,10 @@ images: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+
+# Faults put in on purpose: deaths around every write, a store that errs and lies.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest tests/chaos
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
