@@ -264,7 +264,8 @@ def test_a_misfit_is_found_before_a_worker_starts(
         )
         assert "has shape [2, 64], which for layers.0.attention.to_q must be [2, 48]" in error
     path.write_text("no adapter")
-    assert f"model.loras.ink.path: {path}: is corrupt, or no safetensors file" in zimage("plan", "job.yaml", code=2).err
+    error = zimage("plan", "job.yaml", code=2).err
+    assert f"model.loras.ink.path: {path}: is corrupt, or no safetensors file" in error
 
 
 def test_values_that_are_no_numbers_end_a_run(zimage: CommandLine, job: Write) -> None:
