@@ -205,8 +205,8 @@ def _current(
     if not tables:
         return manifest.SCHEMA.empty_table()
     schema = manifest.unify(t.schema for t in tables)
-    if columns is not None:  # among them a profile column may be in none or some of the parts
-        known = {field.name: field for field in schema}
+    if columns is not None:  # among them columns that are in none or some of the parts
+        known = {field.name: field for field in [*manifest.TAR_SCHEMA, *schema]}
         schema = pa.schema([known.get(name, pa.field(name, pa.string())) for name in columns])
     table = pa.concat_tables(manifest.cast(t, schema) for t in tables)
     last = {index: row for row, index in enumerate(table["index"].to_pylist())}

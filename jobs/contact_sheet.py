@@ -17,11 +17,11 @@ from pathlib import Path
 from PIL import Image
 
 from jobs.errors import EXIT_OK, InputError, JobError
-from jobs.output import Output
+from jobs.output import IMAGE_COLUMNS, Output, read_image_bytes
 from jobs.terminal import visible
 from zimage_core.contact_sheet import contact_sheet
 
-_COLUMNS = ["file_name", "status"]
+_COLUMNS = ["status", *IMAGE_COLUMNS]
 
 
 def sheet_of(uri: str, *, columns: int = 8, limit: int = 96) -> Image.Image:
@@ -79,7 +79,7 @@ def _pictures(output: Output) -> Iterator[Image.Image]:
         for row in table.to_pylist():
             if row["status"] != "ok":
                 continue
-            content = output.storage.get(row["file_name"])
+            content = read_image_bytes(output.storage, row)
             if content is None:
                 raise InputError(f"{row['file_name']}: the file is missing; see zimage verify")
             try:

@@ -304,6 +304,8 @@ class Driver:
             error_message=result.error_message,
             created_at=result.created_at,
             metadata=sample.metadata,
+            tar=result.tar,
+            tar_offset=result.tar_offset,
         )
 
 

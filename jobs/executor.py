@@ -108,6 +108,8 @@ class Result:
     error_type: ErrorType | None = None
     error_message: str | None = None
     dtype: str | None = None  # where another than the job's
+    tar: str | None = None  # in the webdataset layout; `file_name` is a member of it then
+    tar_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from jobs.config import JobConfig
 from jobs.errors import ErrorType, StorageError, StorageUnusableError
-from jobs.executor import Result
+from jobs.executor import Message, Result
 from jobs.manifest import BatchMode
 from jobs.storage import Storage
 from jobs.writers import WRITERS, Pixels, pixels_sha256, sha256
@@ -68,13 +69,22 @@ class ImageOutput:
         """End the threads once everything is written."""
         self._pool.shutdown()
 
+    def deliver(self, attempt: str, messages: Iterable[Message]) -> Iterator[Message]:
+        """The messages of a lease, each as soon as what it tells of is on the output."""
+        yield from messages
+
+    def _store(self, made: Made, file: str, content: bytes) -> str:
+        """Keep an image file; the `file_name` of its row. Raises StorageError."""
+        path = f"images/{made.attempt}/{file}"
+        self.storage.put(path, content)
+        return path
+
     def _write(self, made: Made, pixels: Pixels) -> Result:
         started = time.perf_counter()
         file = f"{self.name}_{made.index:08d}.{self.writer.extension}"
-        path = f"images/{made.attempt}/{file}"
         try:
             content = self.writer.encode(pixels)
-            self.storage.put(path, content)
+            name = self._store(made, file, content)
         except StorageUnusableError:
             raise
         except StorageError as error:
@@ -87,7 +97,7 @@ class ImageOutput:
             batch=made.batch,
             batch_mode=made.batch_mode,
             created_at=datetime.now(UTC),
-            file_name=path,
+            file_name=name,
             bytes=len(content),
             sha256=sha256(content),
             pixels_sha256=pixels_sha256(pixels),

@@ -6,6 +6,7 @@ listed as unknown and nobody's to remove. Symbolic links are never followed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ from jobs.storage import Storage
 MIN_AGE = timedelta(days=1)  # design: an attempt younger than this may still be under way
 IMAGES = "images"
 _ATTEMPT = re.compile(r"(\d{8,})-[a-z0-9]{6,16}")
+_TAR = re.compile(_ATTEMPT.pattern + r"\.tar(?:#\d+)?")  # an attempt of the webdataset layout
 _IMAGE = re.compile(NAME_PATTERN + r"_\d{8,}\.(?:png|jpg|webp)")
 _STAGED = re.compile(r"(.+)#\d+")  # object_store writes `name#1` and renames it
 # where files may have been staged, besides the attempts, and under which names
@@ -44,7 +46,8 @@ class Leftover:
 
     Args:
         kind: `uncommitted`: an image that no row names; `staged`: half a write; `superseded`: an
-            image that only rows of earlier revisions name.
+            image that only rows of earlier revisions name. Where images lie in tars, a tar of such
+            images alone.
     """
 
     file: str
@@ -111,13 +114,19 @@ class _File(NamedTuple):
 
 
 class _Attempt(NamedTuple):
+    """Files in one folder; `name` is empty for an attempt's tar, which lies beside the folders."""
+
     name: str
     shard: int
     files: list[_File]
 
+    @property
+    def folder(self) -> str:
+        return _join(IMAGES, self.name) if self.name else IMAGES
+
 
 class _Names(NamedTuple):
-    """File names in a shard's rows: of the current ones, and of all revisions."""
+    """Files that a shard's rows name, images or tars: of the current rows, and of all revisions."""
 
     current: set[str]
     all: set[str]
@@ -127,15 +136,15 @@ def _sort_out(found: Survey, attempt: _Attempt, names: _Names, newest_old: datet
     """Put each file of an attempt where it belongs."""
     young = any(file.modified > newest_old for file in attempt.files)
     if not attempt.files:
-        found.empty.append(f"{IMAGES}/{attempt.name}")
+        found.empty.append(attempt.folder)
     for file in attempt.files:
-        path = f"{IMAGES}/{attempt.name}/{file.name}"
+        path = _join(attempt.folder, file.name)
         staged = _STAGED.fullmatch(file.name)
         if path in names.current:
             continue
         if path in names.all:
             found.superseded.append(Leftover(path, file.bytes, "superseded"))
-        elif not _IMAGE.fullmatch(staged[1] if staged else file.name):
+        elif attempt.name and not _IMAGE.fullmatch(staged[1] if staged else file.name):
             found.unknown.append(path)
         else:
             kind: Kind = "staged" if staged else "uncommitted"
@@ -158,7 +167,10 @@ def _attempts(storage: Storage, found: Survey) -> Iterator[_Attempt]:
     for entry in entries:
         match = _ATTEMPT.fullmatch(entry.name)
         path = f"{IMAGES}/{entry.name}"
-        if match is None or not entry.is_dir(follow_symlinks=False):
+        tar = _TAR.fullmatch(entry.name)
+        if tar is not None and entry.is_file(follow_symlinks=False):
+            yield from _tar_attempt(entry, int(tar[1]))
+        elif match is None or not entry.is_dir(follow_symlinks=False):
             found.unknown.append(path)
         else:
             yield _Attempt(entry.name, int(match[1]), list(_files(storage, path, found.unknown)))
@@ -169,12 +181,23 @@ def _remote_attempts(storage: Storage, found: Survey) -> Iterator[_Attempt]:
     for path, size, modified in storage.list(IMAGES):
         folder, _, name = path.removeprefix(f"{IMAGES}/").partition("/")
         match = _ATTEMPT.fullmatch(folder)
+        tar = _TAR.fullmatch(folder)
+        if tar is not None and not name:
+            yield _Attempt("", int(tar[1]), [_File(folder, size, modified)])
+            continue
         if match is None or not name or "/" in name:
             found.unknown.append(path)
             continue
         attempt = attempts.setdefault(folder, _Attempt(folder, int(match[1]), []))
         attempt.files.append(_File(name, size, modified))
     yield from attempts.values()
+
+
+def _tar_attempt(entry: os.DirEntry[str], shard: int) -> Iterator[_Attempt]:
+    with contextlib.suppress(FileNotFoundError):  # a staged one, gone since
+        status = entry.stat(follow_symlinks=False)
+        modified = datetime.fromtimestamp(status.st_mtime, UTC)
+        yield _Attempt("", shard, [_File(entry.name, status.st_size, modified)])
 
 
 def _files(storage: Storage, folder: str, unknown: list[str]) -> Iterator[_File]:
@@ -212,9 +235,11 @@ def _names(listing: Listing, shard: int) -> _Names:
     current: dict[int, str | None] = {}
     every: set[str] = set()
     for part in parts:
-        rows = read_part(listing.storage, part, ["index", "file_name"]).to_pydict()
-        current.update(zip(rows["index"], rows["file_name"], strict=True))
-        every.update(name for name in rows["file_name"] if name is not None)
+        rows = read_part(listing.storage, part, ["index", "file_name", "tar"]).to_pydict()
+        tars = rows.get("tar") or [None] * len(rows["index"])
+        files = [tar or name for tar, name in zip(tars, rows["file_name"], strict=True)]
+        current.update(zip(rows["index"], files, strict=True))
+        every.update(name for name in files if name is not None)
     return _Names({name for name in current.values() if name is not None}, every)
 
 

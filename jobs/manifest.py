@@ -62,6 +62,9 @@ SCHEMA = pa.schema(
     metadata={"zimage_schema_version": str(SCHEMA_VERSION)},
 )
 COLUMN_NAMES = tuple(SCHEMA.names)
+# Where images lie in tars (`output.layout: webdataset`) these follow, before the profile columns.
+# Other outputs do without them, and so do parts without any image.
+TAR_SCHEMA = pa.schema([pa.field("tar", _STR), pa.field("tar_offset", _I64)])
 PROFILE_PREFIX = "profile_"
 
 BatchMode = Literal["planned", "halved", "single"]
@@ -69,7 +72,12 @@ BatchMode = Literal["planned", "halved", "single"]
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """What became of one sample. Field for field the manifest's columns, plus its metadata."""
+    """What became of one sample. Field for field the manifest's columns, plus its metadata.
+
+    Args:
+        tar: in the webdataset layout, the tar's path in the output; `file_name` is then the
+            member's name, and the image the `bytes` bytes of the tar from `tar_offset`.
+    """
 
     file_name: str | None
     index: int
@@ -104,19 +112,21 @@ class ManifestRow:
     error_message: str | None
     created_at: datetime
     metadata: Mapping[str, object]
+    tar: str | None = None
+    tar_offset: int | None = None
 
 
-assert tuple(f.name for f in fields(ManifestRow))[:-1] == COLUMN_NAMES
+assert tuple(f.name for f in fields(ManifestRow)) == (*COLUMN_NAMES, "metadata", *TAR_SCHEMA.names)
 
 
 def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
     """Rows as a table: the fixed columns, then `profile_<column>` in order of first appearance."""
+    schema = _with_tars(SCHEMA) if any(row.tar is not None for row in rows) else SCHEMA
     columns = [
-        pa.array([_plain(getattr(row, name)) for row in rows], type=SCHEMA.field(name).type)
-        for name in COLUMN_NAMES
+        pa.array([_plain(getattr(row, field.name)) for row in rows], type=field.type)
+        for field in schema
     ]
     names = dict.fromkeys(name for row in rows for name in row.metadata)
-    schema = SCHEMA
     for name in names:
         array = _profile_array([row.metadata.get(name) for row in rows])
         columns.append(array)
@@ -125,13 +135,18 @@ def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """One schema for several parts: profile columns get the narrowest type that holds them all."""
+    """One schema for several parts: profile columns get the narrowest type that holds them all.
+
+    It has the columns of tars if one of the parts has.
+    """
     profile: dict[str, pa.DataType] = {}
+    result = SCHEMA
     for schema in schemas:
+        if TAR_SCHEMA.names[0] in schema.names:
+            result = _with_tars(SCHEMA)
         for field in schema:
             if field.name.startswith(PROFILE_PREFIX):
                 profile[field.name] = _common(profile.get(field.name, pa.null()), field.type)
-    result = SCHEMA
     for name, kind in profile.items():
         # an all-null column still needs a type that every reader knows
         result = result.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
@@ -139,7 +154,7 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with exactly the columns and types of `schema`; absent profile columns are null."""
+    """`table` with exactly the columns and types of `schema`; absent ones are null."""
     arrays = [
         table[field.name].cast(field.type, safe=False)
         if field.name in table.schema.names
@@ -157,12 +172,12 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes; of `columns` a profile column may be absent.
+    """The table in a Parquet file's bytes; of `columns` those of profiles and tars may be absent.
 
     Raises:
         pa.ArrowInvalid, OSError: the file is damaged.
     """
-    if columns is not None and any(name.startswith(PROFILE_PREFIX) for name in columns):
+    if columns is not None and any(name not in COLUMN_NAMES for name in columns):
         known = {*COLUMN_NAMES, *pq.read_schema(io.BytesIO(content)).names}
         columns = [name for name in columns if name in known]
     return pq.read_table(
@@ -170,6 +185,12 @@ def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
         columns=list(columns) if columns else None,
         page_checksum_verification=True,
     )
+
+
+def _with_tars(schema: pa.Schema) -> pa.Schema:
+    for field in TAR_SCHEMA:
+        schema = schema.append(field)
+    return schema
 
 
 def _plain(value: object) -> object:

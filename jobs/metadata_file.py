@@ -18,6 +18,7 @@ from jobs.errors import StorageError
 from jobs.storage import Storage
 
 PATH = "metadata.parquet"
+TARS_PATH = "tars.txt"
 _ROW_GROUP = 50_000
 _PARTS_KEY = b"zimage_parts"  # tells whether a crash came between the last commit and this file
 
@@ -38,7 +39,10 @@ def is_current(storage: Storage, listing: Listing) -> bool:
 def write_metadata(storage: Storage, listing: Listing) -> int:
     """Write the current rows in index order; returns how many. Raises StorageError.
 
-    Rows stream through a temporary file, so that memory does not grow with the job.
+    Where images lie in tars, `tars.txt` is written too: the tars of current rows, a path a line.
+
+    Rows stream through a temporary file, so that memory does not grow with the job but for the
+    names of tars.
     """
     order = sorted(listing.parts)
     if not order:
@@ -46,18 +50,23 @@ def write_metadata(storage: Storage, listing: Listing) -> int:
     schema = manifest.unify(listing.schemas())
     schema = schema.with_metadata({**schema.metadata, _PARTS_KEY: _parts_digest(listing)})
     rows = 0
+    tars: dict[str, None] = {}
     with _scratch() as folder:
         path = folder / PATH
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             group: list[pa.Table] = []
             for _, table in listing.current_tables(order):
                 group.append(manifest.cast(table, schema))
+                if "tar" in table.schema.names:
+                    tars |= dict.fromkeys(t for t in table["tar"].to_pylist() if t is not None)
                 rows += table.num_rows
                 if sum(t.num_rows for t in group) >= _ROW_GROUP:
                     writer.write_table(pa.concat_tables(group))
                     group = []
             if group:
                 writer.write_table(pa.concat_tables(group))
+        if tars:  # first, so that it is current wherever the other file is
+            storage.put(TARS_PATH, "".join(f"{tar}\n" for tar in tars).encode())
         storage.put(PATH, path)
     return rows
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from jobs.commits import FOLDER, Listing, PartName
 from jobs.epoch import read_events
 from jobs.errors import InputError, StorageError, StorageUnusableError
+from jobs.manifest import TAR_SCHEMA
 from jobs.record import PATH, JobRecord, read_record
 from jobs.storage import Storage
+
+IMAGE_COLUMNS = ("file_name", "bytes", *TAR_SCHEMA.names)  # for `read_image_bytes`
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,36 @@ class Output:
         return cls(storage, record, listing)
 
 
+def stored_path(row: Mapping[str, object]) -> str:
+    """The file of the output that holds an `ok` row's image: of its own, or a tar of many."""
+    tar = row.get("tar")
+    name = row["file_name"] if tar is None else tar
+    assert isinstance(name, str)
+    return name
+
+
 def read_image_bytes(storage: Storage, row: Mapping[str, object]) -> bytes | None:
     """The image file of a row, or None where it is missing: the one way for readers to get at it.
 
     Args:
-        row: an `ok` row; `file_name` is looked at.
+        row: an `ok` row; `file_name` is looked at, and, where the output has them, `tar`,
+            `tar_offset` and `bytes` (`IMAGE_COLUMNS`).
 
     Raises:
         StorageUnusableError: it may not be read, or the row names something outside the output.
         StorageError: the storage does not answer.
     """
-    name = row["file_name"]
-    assert isinstance(name, str)
+    name, offset, size = stored_path(row), row.get("tar_offset"), row.get("bytes")
     if name.startswith("/") or ".." in name.split("/"):
         raise StorageUnusableError(f"{storage.uri}: {name!r}: leads out of the output")
     try:
-        return storage.get(name)
+        if row.get("tar") is None:
+            return storage.get(name)
+        if not isinstance(offset, int) or not isinstance(size, int) or min(offset, size) < 0:
+            raise StorageUnusableError(
+                f"{storage.uri}: {name!r}: {size} bytes from {offset} are no part of a tar"
+            )
+        return storage.get_range(name, offset, size)
     except ValueError as error:  # no path that any storage knows
         raise StorageUnusableError(f"{storage.uri}: {name!r}: {error}") from error
 

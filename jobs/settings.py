@@ -17,11 +17,6 @@ _MAX_AUTO_BATCH = 8
 
 def refuse_unavailable(config: JobConfig) -> None:
     """Name the keys of the format that this version does not carry out yet."""
-    if config.output.layout != "files":
-        raise InputError(
-            f"{config.place('output.layout')}: {config.output.layout!r} is not available yet; "
-            "allowed: 'files'"
-        )
     model = config.model
     if model.quantization != "none" and model.loras:
         raise InputError(

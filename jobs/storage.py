@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
@@ -86,10 +86,12 @@ class Storage:
         except (BaseError, OSError, ValueError) as error:
             raise StorageError(f"output {uri!r} cannot be opened: {self._words(error)}") from error
 
-    def put(self, path: str, content: bytes | Path) -> None:
+    def put(self, path: str, content: bytes | Path | IO[bytes]) -> None:
         """Write or replace `path`, from memory or from a local file. Raises StorageError."""
 
         def attempt() -> None:
+            if not isinstance(content, bytes | Path):
+                content.seek(0)
             # A large object goes in parts to an object store; it is there once all of them are.
             obstore.put(self._store, path, content, chunk_size=_UPLOAD_PART, max_concurrency=4)
 

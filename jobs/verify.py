@@ -13,7 +13,7 @@ from jobs.epoch import is_alive, newest_claim
 from jobs.errors import EXIT_DIFFERENCE, EXIT_OK, StorageUnusableError
 from jobs.leftovers import survey, total_bytes
 from jobs.manifest_check import check_parts, check_summary
-from jobs.output import Output, read_image_bytes
+from jobs.output import IMAGE_COLUMNS, Output, read_image_bytes
 from jobs.parallel import ordered_map
 from jobs.progress_bar import ProgressBar
 from jobs.quantities import counted, file_size
@@ -23,7 +23,8 @@ from jobs.writers import decode_image, pixels_sha256, sha256
 _THREADS = min(16, max(4, os.cpu_count() or 1))
 _LOSSLESS = ("png",)
 _COLUMNS = [
-    *("file_name", "status", "format", "width", "height", "bytes", "sha256", "pixels_sha256")
+    *("status", "format", "width", "height", "sha256", "pixels_sha256"),
+    *IMAGE_COLUMNS,
 ]
 _SHOWN = 20
 

@@ -42,7 +42,6 @@ from jobs.executor import (
 )
 from jobs.fingerprint import node_fingerprint
 from jobs.image_faults import ImageFault
-from jobs.image_output import ImageOutput
 from jobs.init_images import check_images
 from jobs.lease_plan import plan_lease
 from jobs.loras import load_loras
@@ -50,6 +49,7 @@ from jobs.memory_needs import job_memory
 from jobs.plan import Sample, job_generator
 from jobs.settings import resolve_batch_size, resolve_dtype
 from jobs.storage import Storage
+from jobs.tar_output import image_output
 from jobs.worker_log import WorkerLog
 from jobs.writers import Pixels
 from prompt_generators import PromptGenerator
@@ -90,7 +90,7 @@ class GenerationWorker:
         self._generator: PromptGenerator | None = None
         self._settings: Settings | None = None
         self._claims = Claims()
-        self._images = ImageOutput(self.storage, self.config)
+        self._images = image_output(self.storage, self.config)
         self._maker = BatchMaker(
             generate=lambda batch: self._generate(batch),
             again=self._generate_in_float32,
@@ -215,12 +215,15 @@ class GenerationWorker:
         """Make the wanted samples of a lease, batch by batch.
 
         Yields:
-            `Planned` first, then `Finished` for each batch in order, as soon as its files are
-            written; less of them if drained.
+            `Planned` first, then `Finished` for each batch in order, as soon as its images are
+            on the output; less of them if drained.
 
         Raises:
             DeviceError: the device failed in a way that only a new process mends.
         """
+        yield from self._images.deliver(lease.attempt, self._run(lease))
+
+    def _run(self, lease: Lease) -> Iterator[Message]:
         assert self._settings is not None and self._stages is not None
         assert self._pipeline is not None
         if self.draining:

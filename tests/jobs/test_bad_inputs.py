@@ -54,10 +54,6 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["sampling.width: value 1000", "sampling.height: value 1000", "nearest: 992 or 1008"],
     ),
     "unknown scheme": (["output.uri=ftp://x/y"], ["'ftp://x/y'", "allowed: a path, s3://"]),
-    "layout": (
-        ["output.layout=webdataset"],
-        ["--set: output.layout: 'webdataset' is not available yet; allowed: 'files'"],
-    ),
     "loras": (
         ["model.loras={ink: {path: ink.safetensors}}"],
         ["--set: model.loras.ink.path: ", "/ink.safetensors: no such file"],

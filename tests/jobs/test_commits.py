@@ -196,3 +196,21 @@ def test_profile_columns_of_different_parts_get_one_type(storage):
     assert table["profile_b"].to_pylist() == [None, 2]
     assert table["profile_c"].to_pylist() == ["x", None]
     assert table["profile_d"].to_pylist() == [None, None]
+
+
+def test_parts_with_and_without_tars_are_read_together(storage):
+    """A part without any image has no such columns, nor have those of older versions."""
+    write_part(storage, part(rows=1, failed=1, last=0, total=2), [row(0, failed=True)])
+    in_tar = row(1, tar="images/00000000-x.tar", tar_offset=512, file_name="x_00000001.png")
+    write_part(storage, part(rows=1, first=1, last=1, total=2), [in_tar])
+    write_part(storage, part(shard=1), [row(4, metadata={"a": 1})])
+    listing = Listing(storage)
+    assert listing.current(0)["tar"].to_pylist() == [None, "images/00000000-x.tar"]
+    assert listing.current(0, ["tar_offset"])["tar_offset"].to_pylist() == [None, 512]
+    table = listing.current(1, ["tar", "tar_offset", "profile_b"])
+    assert table.to_pydict() == {"index": [4], "tar": [None], "tar_offset": [None]} | {
+        "profile_b": [None]
+    }
+    assert "tar" not in listing.current(1).schema.names
+    schema = manifest.unify(listing.schemas())
+    assert schema.names[-3:] == ["tar", "tar_offset", "profile_a"]
