@@ -1,5 +1,6 @@
 """Object stores: a real S3 server on loopback, behind a proxy that breaks its traffic."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -228,6 +229,65 @@ def test_no_credentials(server, monkeypatch, uri, words):
     monkeypatch.setattr(storage_module, "_UNREACHABLE_SECONDS", 0.3)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=words):
+        Storage(uri).get("job.json")
+
+
+@pytest.fixture
+def other_stores(server, monkeypatch) -> Iterator[FaultProxy]:
+    """What the clients of GCS and Azure send, with scripted answers: no server of theirs runs."""
+    monkeypatch.setattr(storage_module, "_FIRST_DELAY", 0.01)
+    with FaultProxy(server.address) as proxy:
+        key = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+        key["gcs_base_url"] = f"http://127.0.0.1:{proxy.port}"
+        variables = {
+            "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key),
+            "GOOGLE_ALLOW_HTTP": "true",
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            "AZURE_STORAGE_ACCOUNT_KEY": "bm90aGluZw==",
+            "AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{proxy.port}",
+            "AZURE_ALLOW_HTTP": "true",
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    ("uri", "condition", "exists"),
+    [
+        ("gs://bucket/out", ("x-goog-if-generation-match", "0"), 412),
+        ("az://container/out", ("if-none-match", "*"), 409),
+    ],
+)
+def test_create_is_conditional_on_gcs_and_azure_too(other_stores, uri, condition, exists):
+    storage = Storage(uri)
+    other_stores.once("PUT", "claim", answer=(503, b""))
+    other_stores.once("PUT", "claim", answer=(exists, b""))
+    other_stores.once("GET", "claim", answer=(200, b"theirs"))
+    assert not storage.create("claim", b"mine")
+    # the first try's answer was lost, and what is there is its own
+    other_stores.once("PUT", "again", Fault.DROP_BEFORE)
+    other_stores.once("PUT", "again", answer=(exists, b""))
+    other_stores.once("GET", "again", answer=(200, b"mine"))
+    assert storage.create("again", b"mine")
+    sent = other_stores.requests("PUT", "claim")
+    assert [r.headers.get(condition[0]) for r in sent] == [condition[1]] * 2
+    assert sent[0].path.endswith("/out/claim")
+
+
+@pytest.mark.parametrize(
+    ("uri", "status", "body", "words"),
+    [
+        ("gs://bucket/out", 404, "The specified bucket does not exist", "no bucket 'bucket'"),
+        ("gs://bucket/out", 403, "AccessDenied", "list, read, write and delete in bucket 'bucket'"),
+        ("az://container/out", 404, "ContainerNotFound", "no bucket 'container'"),
+        ("az://container/out", 403, "AuthenticationFailed", "AuthenticationFailed: said"),
+    ],
+)
+def test_refusals_of_gcs_and_azure(other_stores, uri, status, body, words):
+    answer = f"<Error><Code>{body}</Code><Message>said</Message></Error>"
+    other_stores.once("GET", "job.json", answer=(status, answer.encode()))
+    with pytest.raises(StorageUnusableError, match=words):
         Storage(uri).get("job.json")
 
 

@@ -53,6 +53,7 @@ class Request:
     path: str  # without the query, unquoted
     query: str
     bytes: int
+    headers: Mapping[str, str]  # names in lower case
 
     @property
     def writes(self) -> bool:
@@ -67,6 +68,9 @@ class Seen:
     fault: Fault | None
     status: int | None  # the server's, None where it saw nothing
 
+
+# Without these a client does not take a scripted answer for an object.
+_OBJECT_HEADERS = [("ETag", '"0"'), ("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")]
 
 Schedule = Callable[[Request], Fault | None]
 
@@ -180,10 +184,12 @@ class FaultProxy:
             found = [seen.request for seen in self.log]
         return [r for r in found if r.method == method and re.search(pattern, r.path)]
 
-    def _admit(self, method: str, target: str, size: int) -> tuple[Request, _Rule]:
+    def _admit(
+        self, method: str, target: str, size: int, headers: Mapping[str, str]
+    ) -> tuple[Request, _Rule]:
         path, _, query = target.partition("?")
         with self._lock:
-            request = Request(self._number, method, unquote(path), query, size)
+            request = Request(self._number, method, unquote(path), query, size, headers)
             self._number += 1
             for rule in self._rules:
                 if rule.left and rule.method == method and rule.pattern.search(request.path):
@@ -238,13 +244,14 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # the client gave up, and the server never sees half a request
             self.close_connection = True
             return
-        request, rule = proxy._admit(self.command, self.path, len(body))
+        headers_in = {name.lower(): value for name, value in self.headers.items()}
+        request, rule = proxy._admit(self.command, self.path, len(body), headers_in)
         fault = rule.fault
         if rule.before is not None:
             rule.before()
         if rule.answer is not None:
             proxy._note(request, fault, None)
-            self._answer(rule.answer[0], [], rule.answer[1])
+            self._answer(rule.answer[0], _OBJECT_HEADERS, rule.answer[1])
             return
         if fault is Fault.DELAY:
             time.sleep(proxy._delay)
