@@ -77,6 +77,24 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("output", metavar="OUTPUT")
     verify.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
+    regen = _command(commands, "regen", _regen, "make samples again and compare")
+    regen.add_argument("output", metavar="OUTPUT")
+    regen.add_argument("indices", metavar="INDEX", nargs="+", type=_not_negative)
+    regen.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=PATH",
+        help="where the job's model, adapters, table or images are now; repeatable",
+    )
+    regen.add_argument("--write", type=Path, metavar="DIR", help="keep what was made, as PNG")
+    regen.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    diff = _command(commands, "diff", _diff, "the samples that a change of the job would redo")
+    diff.add_argument("before", metavar="JOB", help="as it was")
+    diff.add_argument("now", metavar="JOB", help="as it is to be")
+    diff.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
     gc = _command(commands, "gc", _gc, "list or remove what no commit refers to")
     gc.add_argument("output", metavar="OUTPUT")
     gc.add_argument("--delete", action="store_true", help="remove it; without, only list it")
@@ -93,6 +111,13 @@ def parser() -> argparse.ArgumentParser:
         help="leave attempts that are younger; default 24",
     )
     gc.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+    export = _command(commands, "export", _export, "the images in one folder, without attempts")
+    export.add_argument("output", metavar="OUTPUT")
+    export.add_argument("folder", metavar="DIR", type=Path)
+    way = export.add_mutually_exclusive_group()
+    way.add_argument("--copy", action="store_true", help="copy the images; the default")
+    way.add_argument("--link", action="store_true", help="make hard links, which take no space")
 
     generate = _command(commands, "generate", _generate, "make one picture, without a job")
     generate.add_argument("--model", required=True, type=Path, metavar="DIR")
@@ -311,6 +336,25 @@ def _verify(args: argparse.Namespace) -> int:
     from jobs.verify import verify
 
     return verify(args.output, as_json=args.json)
+
+
+def _regen(args: argparse.Namespace) -> int:
+    from jobs.regen import regen
+
+    return regen(args.output, args.indices, sets=args.set, write=args.write, as_json=args.json)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from jobs.diff import diff
+    from jobs.job_file import load_job
+
+    return diff(load_job(args.before), load_job(args.now), as_json=args.json)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from jobs.export import export
+
+    return export(args.output, args.folder, link=args.link)
 
 
 def _gc(args: argparse.Namespace) -> int:

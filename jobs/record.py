@@ -185,12 +185,22 @@ _RESOLVED = {
 }
 
 
+def changed_keys(before: JobConfig, now: JobConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys that have a say in an image by their value, and whose values are not the same."""
+    old, new = (_flatten(json.loads(config.model_dump_json())) for config in (before, now))
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _is_free(key)
+    }
+
+
 def refused_changes(record: JobRecord, config: JobConfig) -> list[str]:
     """One line for each field in which `config` asks for other bytes than the record's."""
     before, now = _flatten(record.config), _flatten(json.loads(config.model_dump_json()))
     changes = []
     for key in sorted(before.keys() | now.keys()):
-        if key in _FREE or any(key.startswith(f"{free}.") for free in _FREE):
+        if _is_free(key):
             continue
         old, new = before.get(key), now.get(key)
         if key in _RESOLVED:
@@ -200,6 +210,10 @@ def refused_changes(record: JobRecord, config: JobConfig) -> list[str]:
         if old != new:
             changes.append(f"{key}: was {old!r}, now {new!r}")
     return changes
+
+
+def _is_free(key: str) -> bool:
+    return key in _FREE or any(key.startswith(f"{free}.") for free in _FREE)
 
 
 def check_record(

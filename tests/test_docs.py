@@ -157,6 +157,9 @@ def test_plan_status_verify_doctor_keys_are_described(
         plan,
         ["status", "out", "--json"],
         ["verify", "out", "--json"],
+        ["regen", "out", "0", "--json"],
+        ["gc", "out", "--json"],
+        ["diff", "jobs/avatars.yaml", "jobs/food.yaml", "--json"],
         ["doctor", "--json"],
     ):
         capsys.readouterr()
@@ -166,6 +169,9 @@ def test_plan_status_verify_doctor_keys_are_described(
         first_cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
         described = [name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)]
         assert [key for key in described if key in report] == list(report), arguments[0]
-        for key in ("driver", "shards", "time", "disk", "model", "cpu"):
+        for key in ("driver", "shards", "time", "disk", "model", "cpu", "orphans", "young"):
             for inner in report[key] if isinstance(report.get(key), dict) else ():
                 assert f"`{inner}`" in section, f"{key}.{inner}"
+        for sample in report["samples"] if isinstance(report.get("samples"), list) else ():
+            for inner in sample:
+                assert f"`{inner}`" in section, f"samples.{inner}"
