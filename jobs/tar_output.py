@@ -70,7 +70,9 @@ class TarImageOutput(ImageOutput):
                 failure = error
             if writer.members:
                 held = self._put(writer, held)
-        yield from held
+        # not `yield from`: Ray sends values in, which a list does not take
+        for finished in held:  # noqa: UP028
+            yield finished
         if failure is not None:
             raise failure
 

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import webdataset
 from job_runs import Job, read_hashes, read_rows
 from PIL import Image
 
 from jobs.cli import main
 from jobs.errors import StorageError
+from jobs.executor import Finished, Planned
+from jobs.image_output import Made
+from jobs.job_file import load_job
 from jobs.manifest import COLUMN_NAMES
 from jobs.storage import Storage
+from jobs.tar_output import image_output
 from jobs.writers import pixels_sha256
 
 LAYOUT = "--set=output.layout=webdataset"
@@ -213,6 +218,21 @@ def test_what_was_made_before_a_device_broke_is_not_lost(make_job, monkeypatch, 
     assert run(job, batches) == 0
     assert len(read_rows(job.output)) == 12
     assert main(["verify", str(job.output)]) == 0
+
+
+def test_messages_are_a_stream_into_which_ray_can_send(tmp_path, make_job):
+    """Ray goes through a streaming method's generator with `send`."""
+    config = load_job(make_job().path, sets=["output.layout=webdataset"])
+    output = image_output(Storage(str(tmp_path / "out"), create=True), config)
+    made = Made(0, "00000000-x", (0,), "planned")
+    messages = [Finished((made.failed("generation_error", str(n)),)) for n in range(3)]
+    stream = output.deliver("00000000-x", iter([Planned((), ()), *messages]))
+    sent = [next(stream)] + [stream.send("taken") for _ in range(3)]
+    assert sent == [Planned((), ()), *messages]
+    with pytest.raises(StopIteration):
+        stream.send("taken")
+    output.close()
+    assert not list((tmp_path / "out").rglob("*.tar"))
 
 
 def test_temporary_folder_that_cannot_be_written_is_named(make_job, monkeypatch, capsys):
