@@ -125,6 +125,7 @@ class Scheduler:
             self._copy(split)
             return None
         split.held.is_asked = True
+        split.held.asked = frozenset(split.indices)
         return split.held.lease, split.indices
 
     def trimmed(self, lease: Lease, indices: Sequence[int]) -> None:
@@ -134,6 +135,7 @@ class Scheduler:
             return
         held.is_asked = False
         given = set(indices)
+        held.begun |= held.asked - given
         taken = given & {index for batch in self._left(held.lease) for index in batch}
         if taken:
             kept = tuple(index for index in held.lease.wanted if index not in given)

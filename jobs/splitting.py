@@ -31,6 +31,9 @@ class Held:
         is_asked: it was asked to give something up, and has not answered.
         is_copied: another worker makes its last batch too.
         left: samples of it that are not made.
+        asked: samples that it was last asked for.
+        begun: samples that it was asked for and kept, as their batches had begun; their results
+            may be long in coming, where a whole lease's come at once.
     """
 
     lease: Lease
@@ -40,6 +43,8 @@ class Held:
     is_asked: bool = False
     is_copied: bool = False
     left: int = 0
+    asked: frozenset[int] = frozenset()
+    begun: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ def _split(held: Held, batches: Sequence[tuple[int, ...]], thief: str, pace: Pac
         return None  # in a moment its batches are known
     # The first batch of a running lease is being made.
     spare = batches[1:] if held.is_running else batches
+    spare = [batch for batch in spare if not held.begun.issuperset(batch)]
     if not spare:
         return None
     own, others = pace.seconds(held.worker), pace.seconds(thief)

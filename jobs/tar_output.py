@@ -46,14 +46,14 @@ class TarImageOutput(ImageOutput):
         self._contents: dict[int, bytes] = {}  # of the lease under way, by sample
 
     def deliver(self, attempt: str, messages: Iterable[Message]) -> Iterator[Message]:
-        """`Planned` at once; the lease's batches, in the order of work, once the tar is there.
+        """`Planned` at once; all results of the lease together, once the tar is there.
 
         Raises:
             StorageUnusableError: the output, or the folder of temporary files, cannot be written.
             DeviceError: from `messages`; what was made before is delivered first.
         """
         path = f"images/{attempt}.tar"
-        held: list[Finished] = []
+        results: list[Result] = []
         self._contents.clear()
         with _TarWriter(path) as writer:
             samples: dict[int, Sample] = {}
@@ -64,15 +64,13 @@ class TarImageOutput(ImageOutput):
                         samples = {sample.index: sample for sample in message.samples}
                         yield message
                         continue
-                    added = [self._add(writer, samples, result) for result in message.results]
-                    held.append(Finished(tuple(added)))
+                    results += [self._add(writer, samples, result) for result in message.results]
             except DeviceError as error:
                 failure = error
             if writer.members:
-                held = self._put(writer, held)
-        # not `yield from`: Ray sends values in, which a list does not take
-        for finished in held:  # noqa: UP028
-            yield finished
+                results = self._put(writer, results)
+        if results:
+            yield Finished(tuple(results))
         if failure is not None:
             raise failure
 
@@ -91,16 +89,15 @@ class TarImageOutput(ImageOutput):
         writer.add(f"{key}.txt", sample.prompt.encode())
         return replace(result, tar=writer.path, tar_offset=offset)
 
-    def _put(self, writer: _TarWriter, held: list[Finished]) -> list[Finished]:
+    def _put(self, writer: _TarWriter, results: list[Result]) -> list[Result]:
         """Write the tar; where that fails for good, its images are failed ones."""
         try:
             self.storage.put(writer.path, writer.close())
         except StorageUnusableError:
             raise
         except StorageError as error:
-            words = str(error)
-            return [Finished(tuple(_unwritten(r, words) for r in each.results)) for each in held]
-        return held
+            return [_unwritten(result, str(error)) for result in results]
+        return results
 
 
 def image_output(storage: Storage, config: JobConfig) -> ImageOutput:

@@ -7,11 +7,12 @@ import random
 from collections import Counter
 
 import pytest
-from simulated_executor import SimulatedExecutor, sample
+from simulated_executor import INFO, SimulatedExecutor, sample
 
 from jobs.dispatcher import Dispatcher
 from jobs.executor import (
     LeaseEnded,
+    Planned,
     Progress,
     Trimmed,
     WorkerLost,
@@ -139,3 +140,26 @@ def test_workers_that_die_while_leases_are_divided(seed: int) -> None:
     end = ideal(seconds, total)
     kills = {draw.uniform(0.3 * end, 1.1 * end): name for name in names[: workers // 2]}
     simulate(executor, total, shard_size=draw.choice([8, 32, 64]), kills=kills)
+
+
+def test_batches_that_a_worker_kept_are_not_asked_for_again():
+    """Where results come a lease at a time, nothing else tells that a batch has begun."""
+    (shard,) = new_plan(0, 8, 8).shards()
+    scheduler = Scheduler([Work(shard)], max_attempts=3, placeholder=sample)
+    lease = scheduler.next()
+    assert lease is not None
+    scheduler.assigned(lease, "busy")
+    batches = tuple((i, i + 1) for i in range(0, 8, 2))
+    planned = Planned(tuple(sample(i) for i in range(8)), batches)
+    scheduler.progress(Progress("busy", INFO, lease, planned))
+    asked: list[int] = []
+    for _ in range(10):
+        request = scheduler.split("idle")
+        if request is None:
+            break
+        assert not set(request[1]) & set(asked)
+        asked += request[1]
+        scheduler.trimmed(lease, ())
+    else:
+        raise AssertionError("asked without end")
+    assert 0 < len(asked) < 8

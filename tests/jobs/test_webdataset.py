@@ -220,15 +220,16 @@ def test_what_was_made_before_a_device_broke_is_not_lost(make_job, monkeypatch, 
     assert main(["verify", str(job.output)]) == 0
 
 
-def test_messages_are_a_stream_into_which_ray_can_send(tmp_path, make_job):
-    """Ray goes through a streaming method's generator with `send`."""
+def test_results_of_a_lease_come_together(tmp_path, make_job):
+    """Ray goes through a worker's messages with `send`."""
     config = load_job(make_job().path, sets=["output.layout=webdataset"])
     output = image_output(Storage(str(tmp_path / "out"), create=True), config)
     made = Made(0, "00000000-x", (0,), "planned")
-    messages = [Finished((made.failed("generation_error", str(n)),)) for n in range(3)]
-    stream = output.deliver("00000000-x", iter([Planned((), ()), *messages]))
-    sent = [next(stream)] + [stream.send("taken") for _ in range(3)]
-    assert sent == [Planned((), ()), *messages]
+    results = tuple(made.failed("generation_error", str(n)) for n in range(3))
+    messages = [Planned((), ()), *(Finished((result,)) for result in results)]
+    stream = output.deliver("00000000-x", iter(messages))
+    assert next(stream) == Planned((), ())
+    assert stream.send("taken") == Finished(results)
     with pytest.raises(StopIteration):
         stream.send("taken")
     output.close()
