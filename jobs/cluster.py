@@ -78,6 +78,9 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
     if address == "auto":
         address = current_cluster() or address
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Of several workers that meet the same full disk one is reported; Ray would print the others'
+    # tracebacks between our lines.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if "ray" not in sys.modules and (not address or listens_on_loopback_only(address)):
         _set_loopback()
     import ray  # after its environment is set: Ray reads it when it is imported

@@ -64,7 +64,11 @@ def install(plan: dict[str, Any]) -> None:
 
 
 def _disturb(kind: str, put: Put, store: Any, path: str, file: Any, options: Any) -> Any:
-    content = file.read_bytes() if isinstance(file, Path) else bytes(file)
+    if isinstance(file, bytes | Path):
+        content = file if isinstance(file, bytes) else file.read_bytes()
+    else:
+        content = file.read()
+        file.seek(0)
     half = content[: len(content) // 2]
     match kind:
         case "die_before":
@@ -115,7 +119,7 @@ class _Rates:
     def __call__(self, store: Any, path: str, file: Any, **options: Any) -> Any:
         rates = self._current()
         least, most = rates.get("slow", (0.0, 0.0))
-        if path.startswith("images/") and most:
+        if most and path.startswith("images/"):
             time.sleep(self._dice.uniform(least, most))
         chance = self._dice.random()
         if chance < rates.get("refused", 0.0):
