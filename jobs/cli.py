@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -289,16 +291,27 @@ def _run(args: argparse.Namespace) -> int:
     from jobs.preparation import RunOptions
     from jobs.runner import run_job
 
-    config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
-    refuse_lost_output(config.output.uri)
-    options = RunOptions(
-        local=args.local,
-        limit=args.limit,
-        retry_failed=args.retry_failed,
-        accept_changes=args.accept_changes,
-        command=("zimage", *args.argv),
-    )
-    return run_job(config, options)
+    with _interruptible():
+        config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
+        refuse_lost_output(config.output.uri)
+        options = RunOptions(
+            local=args.local,
+            limit=args.limit,
+            retry_failed=args.retry_failed,
+            accept_changes=args.accept_changes,
+            command=("zimage", *args.argv),
+        )
+        return run_job(config, options)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, before the driver listens for both and after: exit 130 at any moment."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _submit(args: argparse.Namespace) -> int:
