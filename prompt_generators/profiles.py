@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from prompt_generators.base import INT64_MAX, ProfileError, Prompt, Scalar
-from prompt_generators.spreadsheet import Grid, read_grid
+from prompt_generators.grid import Grid
+from prompt_generators.spreadsheet import read_grid
 
 RESERVED_COLUMNS = ("seed", "width", "height", "negative_prompt", "loras")
 """Columns that set the prompt's own fields instead of its text, in every built-in generator."""
@@ -235,7 +236,7 @@ def _column_names(path: Path, sheet: str | None, grid: Grid) -> tuple[str, ...]:
     header = list(grid[0])
     while header and header[-1] is None and all(row[len(header) - 1] is None for row in grid):
         header.pop()
-    names: list[str] = []
+    names: dict[str, int] = {}  # name to position
     for position, value in enumerate(header, start=1):
         where = f"column {position} of the header"
         if value is None:
@@ -252,24 +253,25 @@ def _column_names(path: Path, sheet: str | None, grid: Grid) -> tuple[str, ...]:
         name = " ".join(str(value).split())
         if name in names:
             raise ProfileError(
-                f"columns {names.index(name) + 1} and {position} have the same name",
+                f"columns {names[name]} and {position} have the same name",
                 path=path,
                 sheet=sheet,
                 row=1,
                 column=name,
             )
-        names.append(name)
+        names[name] = position
     if not names:
         raise ProfileError(
             "the first row is empty: it must name the columns", path=path, sheet=sheet, row=1
         )
-    if len(names) == 1 and (";" in names[0] or "\t" in str(header[0])):
+    only = next(iter(names))
+    if len(names) == 1 and (";" in only or "\t" in str(header[0])):
         raise ProfileError(
             "one column only, and its name holds separators",
             path=path,
             sheet=sheet,
             row=1,
-            value=names[0],
+            value=only,
             allowed="cells separated by commas",
         )
     return tuple(names)

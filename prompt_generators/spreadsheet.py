@@ -1,25 +1,23 @@
 """CSV and XLSX files as grids of plain Python values, before anything is known of their meaning.
 
-Nothing is evaluated. A table is not trusted: what it says is data, and a file that unpacks to
-more than `MAX_UNPACKED_BYTES` is refused before it is unpacked.
+Nothing is evaluated. A table is not trusted: what it says is data, and one that is larger than
+`grid` allows is refused before it takes memory. Of XLSX that is the work of `workbook`.
 """
 
 from __future__ import annotations
 
+import csv
 import datetime
 import io
 import math
 import re
-import zipfile
 from pathlib import Path
 
 from prompt_generators.base import INT64_MAX, ProfileError, Scalar
+from prompt_generators.grid import MAX_CELL, MAX_CELLS, MAX_COLUMNS, MAX_FILE_BYTES, Grid
+from prompt_generators.workbook import read_workbook
 
 EXTENSIONS = (".csv", ".xlsx")
-MAX_UNPACKED_BYTES = 512 * 2**20
-
-Grid = list[list[Scalar]]
-"""Rows of cells, all of one length. Row 0 is the header; an empty cell is None."""
 
 # An int in canonical form only: "007" and "+7" are names of something, not numbers.
 _INT = re.compile(r"-?(?:0|[1-9][0-9]*)")
@@ -27,7 +25,6 @@ _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][+-]?[0-9]+)?)?")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _DATETIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?")
 _BOOLS = {"true": True, "false": False}
-_EXCEL_ERRORS = {"#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A"}
 
 
 def read_grid(path: Path, sheet: str | None = None) -> tuple[Grid, str | None]:
@@ -45,10 +42,15 @@ def read_grid(path: Path, sheet: str | None = None) -> tuple[Grid, str | None]:
             allowed=f"{' or '.join(EXTENSIONS)}; save older formats as .xlsx",
         )
     if not path.is_file():
-        problem = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise ProfileError(problem, path=path)
+        problem = "is a pipe or device, not a file" if path.exists() else "no such file"
+        raise ProfileError("is a folder, not a file" if path.is_dir() else problem, path=path)
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise ProfileError(
+            f"the file has {size:,} bytes", path=path, allowed=f"up to {MAX_FILE_BYTES:,}"
+        )
     if extension == ".xlsx":
-        return _read_xlsx(path, sheet)
+        return read_workbook(path, sheet)
     if sheet is not None:
         raise ProfileError("a CSV file has no sheets", path=path, value=sheet, allowed="null")
     return _read_csv(path), None
@@ -62,6 +64,7 @@ def _read_csv(path: Path) -> Grid:
         raise ProfileError("the file is empty: a header and at least one row are needed", path=path)
     if not text.split("\n", 1)[0].strip():  # pandas would expect rows without cells
         raise ProfileError("the first row is empty: it must name the columns", path=path, row=1)
+    _check_size(path, text)
     try:
         # Python's own parser, because pandas' C parser fills short rows with "" and so hides them;
         # here what a row lacks is None, whereas an empty cell is "". All else stays text:
@@ -93,6 +96,40 @@ def _read_csv(path: Path) -> Grid:
         cells[-1] += [None] * (width - len(present))  # a blank line
     columns = [_infer_column([row[i] for row in cells[1:]]) for i in range(width)]
     return [list(cells[0]), *(list(row) for row in zip(*columns, strict=True))]
+
+
+def _check_size(path: Path, text: str) -> None:
+    """Refuse what would take much more memory as a table than as text."""
+    cells = number = 0
+    names: list[str] = []
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        for number, row in enumerate(reader, start=1):
+            names = names or row
+            cells += len(row)
+            if len(row) > MAX_COLUMNS or cells > MAX_CELLS:
+                problem = (
+                    f"over {MAX_CELLS:,} cells" if cells > MAX_CELLS else f"{len(row):,} cells"
+                )
+                allowed = f"{MAX_COLUMNS:,} columns, {MAX_CELLS:,} cells"
+                raise ProfileError(problem, path=path, row=number, allowed=allowed)
+            long = next((i for i, cell in enumerate(row) if len(cell) > MAX_CELL), None)
+            if long is not None:
+                raise _too_long(path, number, names[long] if 0 < long < len(names) else None)
+    except csv.Error as error:
+        # The csv module has a limit of its own, above ours: mostly a quote that is never closed.
+        if "field larger" in str(error):
+            raise _too_long(path, number + 1, None) from error
+
+
+def _too_long(path: Path, row: int, column: str | None) -> ProfileError:
+    return ProfileError(
+        f"a cell of over {MAX_CELL:,} characters; is a quote not closed?",
+        path=path,
+        row=row,
+        column=column and column[:80],
+        allowed=f"up to {MAX_CELL:,}",
+    )
 
 
 def _decode(path: Path) -> str:
@@ -144,126 +181,3 @@ def _infer_column(cells: list[str | None]) -> list[Scalar]:
             except ValueError:  # the 30th of February: it stays the text that it is
                 return list(cells)
     return list(cells)
-
-
-def _read_xlsx(path: Path, sheet: str | None) -> tuple[Grid, str]:
-    _check_archive(path)
-    import openpyxl
-
-    try:
-        # data_only=False: a formula arrives as its text and is refused in `_cell`; the value that
-        # a spreadsheet program cached beside it may be stale.
-        book = openpyxl.load_workbook(path, read_only=True, data_only=False)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    try:
-        sheets = {worksheet.title: worksheet for worksheet in book.worksheets}
-        if not sheets:
-            raise ProfileError("the workbook has no sheet with cells", path=path)
-        name = next(iter(sheets)) if sheet is None else sheet
-        if name not in sheets:
-            raise ProfileError(
-                "no such sheet",
-                path=path,
-                sheet=name,
-                allowed=", ".join(repr(title) for title in sheets),
-            )
-        try:
-            # Some programs write a wrong <dimension>, which would cut the table off.
-            sheets[name].reset_dimensions()
-            raw = [list(row) for row in sheets[name].iter_rows(values_only=True)]
-        except Exception as error:
-            raise _unreadable(path, error, name) from error
-    finally:
-        book.close()
-    return _grid(path, name, raw), name
-
-
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise _unreadable(path, error) from error
-    if unpacked > MAX_UNPACKED_BYTES:
-        raise ProfileError(
-            f"unpacks to {unpacked} bytes", path=path, allowed=f"up to {MAX_UNPACKED_BYTES}"
-        )
-
-
-def _unreadable(path: Path, error: BaseException, sheet: str | None = None) -> ProfileError:
-    return ProfileError(
-        "cannot be read as XLSX: damaged, protected by a password, or another format under this "
-        f"name ({type(error).__name__}: {error})",
-        path=path,
-        sheet=sheet,
-    )
-
-
-def _grid(path: Path, sheet: str, raw: list[list[object]]) -> Grid:
-    # Trailing empty columns are formatting, not cells; an XLSX row may also end early.
-    width = 0
-    for values in raw:
-        for i in range(len(values), width, -1):
-            if values[i - 1] is not None:
-                width = i
-                break
-    if not width:
-        raise ProfileError(
-            "the sheet is empty: a header and at least one row are needed", path=path, sheet=sheet
-        )
-    header = [_cell(path, sheet, 1, None, value) for value in raw[0][:width]]
-    header += [None] * (width - len(header))
-    rows: Grid = []
-    for number, values in enumerate(raw[1:], start=2):
-        row = [
-            value if value is None else _cell(path, sheet, number, header[i], value)
-            for i, value in enumerate(values[:width])
-        ]
-        rows.append(row + [None] * (width - len(row)))
-    columns = [_unify_column([row[i] for row in rows]) for i in range(width)]
-    return [header, *(list(row) for row in zip(*columns, strict=True))]
-
-
-def _cell(path: Path, sheet: str, row: int, column: object, value: object) -> Scalar:
-    name = None if column is None else str(column)
-    problem = allowed = None
-    if isinstance(value, str):
-        text = value.strip()
-        if not text.startswith("=") and text not in _EXCEL_ERRORS:
-            return text or None
-        problem = "a formula, which is never evaluated" if text[0] == "=" else "an error of Excel's"
-        allowed = "a value; copy the column and paste it as values"
-    elif value is None or isinstance(value, (bool, datetime.date)):
-        return value
-    elif isinstance(value, (datetime.time, datetime.timedelta)):
-        return str(value)
-    elif isinstance(value, (int, float)):
-        if math.isfinite(value) if isinstance(value, float) else abs(value) <= INT64_MAX:
-            return value
-        problem, allowed = "the number is too large", "64 bits"
-    else:  # array formulas and data tables come as objects of openpyxl
-        value = getattr(value, "text", value)
-        problem = "a formula, which is never evaluated"
-        allowed = "a value; copy the column and paste it as values"
-    raise ProfileError(
-        problem, path=path, sheet=sheet, row=row, column=name, value=value, allowed=allowed
-    )
-
-
-def _unify_column(cells: list[Scalar]) -> list[Scalar]:
-    """Whole numbers beside fractions are floats; times at midnight throughout are dates.
-
-    XLSX has one kind of number and one kind of time, so the column tells which was meant. Columns
-    of several kinds (numbers and text) stay as they are.
-    """
-    values = [cell for cell in cells if cell is not None]
-    kinds = {type(value) for value in values}
-    if kinds == {int, float}:
-        return [None if cell is None else float(cell) for cell in cells]  # type: ignore[arg-type]  # numbers only
-    midnight = datetime.time()
-    if kinds == {datetime.datetime} and all(
-        isinstance(value, datetime.datetime) and value.time() == midnight for value in values
-    ):
-        return [cell.date() if isinstance(cell, datetime.datetime) else cell for cell in cells]
-    return cells

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_generators import ProfileError, read_profiles
-from prompt_generators import spreadsheet as spreadsheet_module
+from prompt_generators import ProfileError, read_profiles, workbook
 
 
 def write_csv(path, content):
@@ -199,7 +198,7 @@ def test_damaged_xlsx_is_one_error(tmp_path, damage):
 
 def test_xlsx_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
     path = write_xlsx(tmp_path / "t.xlsx", s=[["a"], ["x"]])
-    monkeypatch.setattr(spreadsheet_module, "MAX_UNPACKED_BYTES", 100)
+    monkeypatch.setattr(workbook, "MAX_UNPACKED_BYTES", 100)
     with pytest.raises(ProfileError, match="unpacks to"):
         read_profiles(path)
 
