@@ -17,6 +17,7 @@ from jobs.parallel import ordered_map
 from jobs.progress_bar import ProgressBar
 from jobs.quantities import counted, duration, file_size
 from jobs.storage import Storage
+from jobs.terminal import visible
 
 _THREADS = 8
 _SHOWN = 20
@@ -54,7 +55,7 @@ def gc(
             with contextlib.suppress(JobError):
                 epoch.close(reason=reason)
     report = _report(uri, found, files, delete=delete, superseded=superseded)
-    print(json.dumps(report, indent=2) if as_json else format_gc(report, min_age))
+    print(json.dumps(report, indent=2) if as_json else visible(format_gc(report, min_age)))
     return EXIT_OK
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.commits import FOLDER, Listing, PartName
-from jobs.epoch import read_events
+from jobs.epoch import is_alive, newest_claim, read_events
 from jobs.errors import InputError, StorageError, StorageUnusableError
 from jobs.manifest import TAR_SCHEMA
+from jobs.quantities import counted
 from jobs.record import PATH, JobRecord, read_record
 from jobs.storage import Storage
 
@@ -37,7 +38,7 @@ class Output:
         storage = Storage(uri.rstrip("/") or "/")
         record = read_record(storage)
         if record is None:
-            raise InputError(f"{uri}: has no {PATH}; allowed: the output of a job")
+            raise InputError(f"{uri}: {_without_record(storage)}")
         listing = Listing(storage)
         strange = max(listing.parts, default=-1)
         if strange >= record.plan.num_shards:
@@ -47,6 +48,20 @@ class Output:
                 "another output, or from an earlier day"
             )
         return cls(storage, record, listing)
+
+
+def _without_record(storage: Storage) -> str:
+    """Words for what lies where an output should be, but has no record."""
+    parts = sum(name.endswith(".parquet") for name in storage.names(FOLDER))
+    if parts:
+        return f"holds {counted(parts, 'part')} of a manifest, but its {PATH} is gone; put it back"
+    claim = newest_claim(storage)
+    if claim is None:
+        return f"has no {PATH}; allowed: the output of a job"
+    who = f"the driver on {claim.host.split('/')[0]} (pid {claim.pid}) "
+    if is_alive(claim):
+        return f"has no {PATH} yet: {who}is starting; wait a moment"
+    return f"has no {PATH}: {who}ended before it had planned anything; run the job again"
 
 
 def stored_path(row: Mapping[str, object]) -> str:
@@ -91,9 +106,12 @@ def lost_parts(output: Output) -> list[str]:
     names = {str(part) for parts in output.listing.parts.values() for part in parts}
     lost = []
     for event in read_events(output.storage):
-        if event["event"] != "commit" or event["part"] in names:
+        if event["event"] != "commit" or event.get("part") in names:
             continue
-        part = PartName.parse(event["part"])
+        try:
+            part = PartName.parse(str(event.get("part")))
+        except ValueError as error:
+            raise StorageError(f"{output.storage.uri}/events: a commit's part: {error}") from error
         rows = output.listing.state(part.shard).rows
         complete = rows >= len(output.record.plan.shard(part.shard))
         replaced = part.revision == 0 or any(
@@ -101,5 +119,5 @@ def lost_parts(output: Output) -> list[str]:
             for other in output.listing.parts.get(part.shard, ())
         )
         if not (complete and replaced):
-            lost.append(event["part"])
+            lost.append(str(part))
     return lost

@@ -101,6 +101,7 @@ def read_record(storage: Storage) -> JobRecord | None:
         if data["schema_version"] != SCHEMA_VERSION:
             raise StorageError(
                 f"{where}: schema_version {data['schema_version']}; allowed: {SCHEMA_VERSION}"
+                " (another version of this program wrote it)"
             )
         # A record of before the key existed: all weights were what `model.dtype` says.
         data["job"]["model"] = {"quantization": "none", **data["job"]["model"]}

@@ -63,6 +63,7 @@ def status_report(uri: str) -> dict[str, Any]:
             "host": claim.host.split("/")[0],
             "pid": claim.pid,
             "alive": running,
+            "ended": claim.ended,
             "last_seen": claim.last_seen.isoformat(timespec="seconds"),
         },
         "workers": _workers(ready),
@@ -86,7 +87,8 @@ def format_status(report: dict[str, Any]) -> str:
         lines.append(f"rate      {report['images_per_second']:.2f} images/s{eta}")
     driver = report["driver"]
     if driver:
-        alive = "alive" if driver["alive"] else "ended"
+        alive = "ended" if driver["ended"] else "dead, or its machine is"
+        alive = "alive" if driver["alive"] else alive
         lines.append(
             f"driver    epoch {driver['epoch']} on {driver['host']} (pid {driver['pid']}), "
             f"{alive}, last seen {driver['last_seen']}"

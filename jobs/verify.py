@@ -18,6 +18,7 @@ from jobs.parallel import ordered_map
 from jobs.progress_bar import ProgressBar
 from jobs.quantities import counted, file_size
 from jobs.storage import Storage
+from jobs.terminal import visible
 from jobs.writers import decode_image, pixels_sha256, sha256
 
 _THREADS = min(16, max(4, os.cpu_count() or 1))
@@ -47,7 +48,7 @@ def verify(uri: str, *, as_json: bool = False) -> int:
         StorageError: it cannot be read.
     """
     report = verify_report(Output.open(uri), uri)
-    print(json.dumps(report, indent=2) if as_json else format_verify(report))
+    print(json.dumps(report, indent=2) if as_json else visible(format_verify(report)))
     return EXIT_DIFFERENCE if report["differences"] or report["manifest"] else EXIT_OK
 
 

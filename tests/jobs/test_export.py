@@ -152,3 +152,16 @@ def test_nothing_to_export(zimage: CommandLine) -> None:
     zimage.run("--set", f"prompts.generator={zimage.write_generator('assert 0')}", code=3)
     assert "out: there is no image in it yet" in zimage("export", "out", "tidy", code=2).err
     assert not (zimage.folder / "tidy").exists()
+
+
+def test_images_in_tars(zimage: CommandLine) -> None:
+    zimage.run("--set", "output.layout=webdataset", code=0)
+    ended = zimage("export", "out", "tidy", "--link", code=0)
+    assert "8 images in tidy (8 copied; " in ended.out
+    assert "note: 8 images copied: no hard link can be made of them" in ended.out
+    rows = pq.read_table(zimage.folder / "tidy/metadata.parquet")
+    assert "tar" not in rows.schema.names
+    for row in rows.to_pylist():
+        with Image.open(zimage.folder / "tidy" / row["file_name"]) as image:
+            assert pixels_sha256(np.asarray(image)) == row["pixels_sha256"]
+    zimage("regen", "out", 0, 5, code=0)
