@@ -93,13 +93,15 @@ def test_read_of_what_is_not_there(storage):
 
 
 @pytest.mark.parametrize("where", ["s3", "local"])
-def test_ranges(storage, tmp_path, where):
+def test_ranges(storage, proxy, tmp_path, where):
     if where == "local":
         storage = Storage(str(tmp_path / "out"), create=True)
     storage.put("file", b"0123456789")
     assert storage.get_range("file", 2, 3) == b"234"
     assert storage.get_range("file", 8, 5) == b"89"
     assert storage.get_range("file", 20, 5) == b""
+    proxy.once("GET", "/file$", answer=(503, b"request 416416 of port 41600, slow down"))
+    assert storage.get_range("file", 2, 3) == b"234", "its digits are no status"
 
 
 def test_large_file_goes_in_parts_and_arrives_whole(storage, proxy, tmp_path):
