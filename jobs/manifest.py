@@ -177,14 +177,17 @@ def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
     Raises:
         pa.ArrowInvalid, OSError: the file is damaged.
     """
-    if columns is not None and any(name not in COLUMN_NAMES for name in columns):
-        known = {*COLUMN_NAMES, *pq.read_schema(io.BytesIO(content)).names}
-        columns = [name for name in columns if name in known]
-    return pq.read_table(
-        io.BytesIO(content),
-        columns=list(columns) if columns else None,
-        page_checksum_verification=True,
+    # Without threads of Arrow's: parts are small, readers read many of them at once, and a thread
+    # that lets go of a Python object while the interpreter ends aborts the process.
+    file = pq.ParquetFile(
+        pa.BufferReader(content), page_checksum_verification=True, pre_buffer=False
     )
+    names = None if not columns else [n for n in columns if n in file.schema_arrow.names]
+    missing = [n for n in columns or () if n in COLUMN_NAMES and n not in (names or ())]
+    if missing:
+        raise pa.ArrowInvalid(f"no column {', '.join(missing)}")
+    table = file.read(columns=names, use_threads=False)
+    return table if names is None else table.select(names)
 
 
 def _with_tars(schema: pa.Schema) -> pa.Schema:

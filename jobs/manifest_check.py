@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def check_summary(output: Output) -> tuple[list[ManifestProblem], list[str]]:
         for _, table in listing.current_tables(sorted(listing.parts), _COMPARED)
         for row in zip(*(table[name].to_pylist() for name in _COMPARED), strict=True)
     )
-    source = storage.root / path if storage.root else io.BytesIO(storage.get(path) or b"")
+    source = storage.root / path if storage.root else pa.BufferReader(storage.get(path) or b"")
     try:
         found = _rows(pq.ParquetFile(source))
         for row in expected:
@@ -98,7 +97,7 @@ def check_summary(output: Output) -> tuple[list[ManifestProblem], list[str]]:
 
 
 def _rows(file: pq.ParquetFile) -> Iterator[tuple[object, ...]]:
-    for batch in file.iter_batches(columns=list(_COMPARED)):
+    for batch in file.iter_batches(columns=list(_COMPARED), use_threads=False):
         yield from zip(*(batch[name].to_pylist() for name in _COMPARED), strict=True)
 
 
