@@ -21,8 +21,6 @@ from jobs.output import IMAGE_COLUMNS, Output, read_image_bytes
 from jobs.terminal import visible
 from zimage_core.contact_sheet import contact_sheet
 
-_COLUMNS = ["status", *IMAGE_COLUMNS]
-
 
 def sheet_of(uri: str, *, columns: int = 8, limit: int = 96) -> Image.Image:
     """Put the first pictures of an output in rows, in the order of their indices, on white.
@@ -74,20 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pictures(output: Output) -> Iterator[Image.Image]:
     """Committed pictures in index order; one that is gone or broken is an error, not a gap."""
-    listing = output.listing
-    for _, table in listing.current_tables(sorted(listing.parts), _COLUMNS):
-        for row in table.to_pylist():
-            if row["status"] != "ok":
-                continue
-            content = read_image_bytes(output.storage, row)
-            if content is None:
-                raise InputError(f"{row['file_name']}: the file is missing; see zimage verify")
-            try:
-                yield Image.open(io.BytesIO(content)).convert("RGB")
-            except OSError as error:
-                raise InputError(
-                    f"{row['file_name']}: cannot be decoded ({error}); see zimage verify"
-                ) from error
+    for row in output.ok_rows(IMAGE_COLUMNS):
+        content = read_image_bytes(output.storage, row)
+        if content is None:
+            raise InputError(f"{row['file_name']}: the file is missing; see zimage verify")
+        try:
+            yield Image.open(io.BytesIO(content)).convert("RGB")
+        except OSError as error:
+            raise InputError(
+                f"{row['file_name']}: cannot be decoded ({error}); see zimage verify"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from prompt_generators.cells import defused
 METADATA = "metadata.parquet"
 _THREADS = min(16, max(4, os.cpu_count() or 1))
 _ROW_GROUP = 50_000
-_COLUMNS = [*dict.fromkeys(("index", "status", "format", "sha256", *IMAGE_COLUMNS))]
+_COLUMNS = ("format", "sha256", *IMAGE_COLUMNS)
 _SHOWN = 20
 # file systems that are two, or know no hard links, or have enough of this one
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EACCES}
@@ -154,18 +154,10 @@ def _check_folder(folder: Path, names: _Names, output: Output) -> None:
 
 
 def _export_images(output: Output, folder: Path, names: _Names, link: bool) -> Iterator[_Done]:
-    listing = output.listing
-    rows = (
-        row
-        for _, table in listing.current_tables(sorted(listing.parts), _COLUMNS)
-        for row in table.to_pylist()
-        if row["status"] == "ok"
-    )
-
     def one(row: dict[str, Any]) -> _Done:
         return _export_image(output.storage, row, folder / names.image(row), link)
 
-    return ordered_map(one, rows, threads=_THREADS)
+    return ordered_map(one, output.ok_rows(_COLUMNS), threads=_THREADS)
 
 
 def _export_image(storage: Storage, row: dict[str, Any], target: Path, link: bool) -> _Done:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.commits import FOLDER, Listing, PartName
 from jobs.epoch import is_alive, newest_claim, read_events
@@ -48,6 +49,21 @@ class Output:
                 "another output, or from an earlier day"
             )
         return cls(storage, record, listing)
+
+    def ok_rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The current rows that have an image, in index order, read lazily.
+
+        Args:
+            columns: that a row shall have, beside `index` and `status`.
+
+        Raises:
+            StorageError: a part of the manifest is damaged or cannot be read.
+        """
+        shards = sorted(self.listing.parts)
+        for _, table in self.listing.current_tables(shards, ["status", *columns]):
+            for row in table.to_pylist():
+                if row["status"] == "ok":
+                    yield row
 
 
 def _without_record(storage: Storage) -> str:

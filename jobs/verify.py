@@ -23,10 +23,7 @@ from jobs.writers import decode_image, pixels_sha256, sha256
 
 _THREADS = min(16, max(4, os.cpu_count() or 1))
 _LOSSLESS = ("png",)
-_COLUMNS = [
-    *("status", "format", "width", "height", "sha256", "pixels_sha256"),
-    *IMAGE_COLUMNS,
-]
+_COLUMNS = ("format", "width", "height", "sha256", "pixels_sha256", *IMAGE_COLUMNS)
 _SHOWN = 20
 
 
@@ -122,13 +119,7 @@ def format_verify(report: dict[str, Any]) -> str:
 
 def _check_images(output: Output) -> Iterator[Difference | None]:
     """One answer for each committed image, in index order."""
-    listing = output.listing
-    rows = (
-        row
-        for _, table in listing.current_tables(sorted(listing.parts), _COLUMNS)
-        for row in table.to_pylist()
-        if row["status"] == "ok"
-    )
+    rows = output.ok_rows(_COLUMNS)
     return ordered_map(lambda row: _check(output.storage, row), rows, threads=_THREADS)
 
 
