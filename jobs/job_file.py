@@ -29,6 +29,7 @@ FLAGS: dict[str, str] = {
     "prompts.count": "--count",
     "run.workers": "--workers",
 }
+_LONGEST_CHAIN = 32  # files, each of which extends the next
 _CLUSTER_KEYS = ("cluster_name", "provider")
 
 
@@ -135,6 +136,11 @@ class _Reader:
                 f"{display(chain[-1])}: extends: a circle: {' -> '.join(map(display, loop))}"
             )
             return
+        if len(chain) >= _LONGEST_CHAIN:
+            self.problems.append(
+                f"{display(chain[-1])}: extends: a chain of over {_LONGEST_CHAIN} files"
+            )
+            return
         chain = (*chain, real)
         try:
             values = read_mapping(path)
@@ -214,14 +220,16 @@ class _Reader:
         key, separator, text = assignment.partition("=")
         if not separator or not all(part.strip() for part in key.split(".")):
             self.problems.append(
-                f"--set: value {assignment!r}: not KEY=VALUE; "
+                f"--set: value {show(assignment)}: not KEY=VALUE; "
                 "allowed: such as --set sampling.seed=7"
             )
             return
         try:
             value = read_value(text)
         except YamlFileError as error:
-            self.problems.append(f"--set: {key}: value {text!r}: {error}; allowed: a YAML value")
+            self.problems.append(
+                f"--set: {key}: value {show(text)}: {error}; allowed: a YAML value"
+            )
             return
         self.add_value(key.strip(), value, Origin("--set"))
 

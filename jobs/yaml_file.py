@@ -16,6 +16,9 @@ import yaml
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000  # after aliases are written out
+_MAX_DEPTH = 100  # mappings and lists within each other
+_MAX_BITS = 256  # of a whole number; any key takes fewer, and thousands of digits cannot be shown
+_LONGEST = 80  # characters of what a message quotes
 
 
 class YamlFileError(ValueError):
@@ -40,8 +43,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        context = f" ({error.context})" if error.context else ""
-        raise YamlFileError(f"{display(path)}: {place}{error.problem}{context}") from None
+        context = f" ({_cut(error.context, 4)})" if error.context else ""
+        raise YamlFileError(f"{display(path)}: {place}{_cut(error.problem, 4)}{context}") from None
     except yaml.reader.ReaderError as error:
         line, column = _place(text[: error.position])
         raise YamlFileError(
@@ -65,7 +68,7 @@ def read_value(text: str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"column {mark.column + 1}: " if mark else ""
-        raise YamlFileError(f"not YAML: {place}{error.problem}") from None
+        raise YamlFileError(f"not YAML: {place}{_cut(error.problem, 4)}") from None
     except yaml.reader.ReaderError:
         raise YamlFileError("not YAML: a character that YAML does not allow") from None
     except RecursionError:
@@ -96,7 +99,12 @@ def check_keys(value: object, where: str) -> None:
 
 
 def _written(key: object) -> str:
-    return json.dumps(key) if key is None or isinstance(key, bool) else str(key)
+    return json.dumps(key) if key is None or isinstance(key, bool) else _cut(str(key))
+
+
+def _cut(text: str | None, times: int = 1) -> str:
+    text, most = str(text), times * _LONGEST
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _read_text(path: Path) -> str:
@@ -135,10 +143,16 @@ class _StrictLoader(yaml.SafeLoader):
         # Values below each finished node, an alias counting as all that it stands for. The tree
         # keeps every node alive, so ids are not reused.
         self._sizes: dict[int, int] = {}
+        self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)
+        if self._depth > _MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "nested too deeply", mark)
+        self._depth += 1
         node = super().compose_node(parent, index)
+        self._depth -= 1
         if node is None:
             return None
         mark = node.start_mark
@@ -163,7 +177,7 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(
                     None,
                     None,
-                    f"key {key.value!r} is given twice, first in line {seen[name].line + 1}",
+                    f"key {_cut(key.value)!r} is given twice, first in line {seen[name].line + 1}",
                     key.start_mark,
                 )
             seen[name] = key.start_mark
@@ -171,16 +185,25 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep=deep)
+            value = super().construct_object(node, deep=deep)
         except (ValueError, ArithmeticError, LookupError, AttributeError):
             # What PyYAML's converters raise for `2024-13-45` or `!!int ""`.
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
-                f"{getattr(node, 'value', '')!r} does not fit {node.tag.rpartition(':')[2]}; "
-                "quote it if it is text",
+                f"{_cut(getattr(node, 'value', ''))!r} does not fit "
+                f"{_cut(node.tag.rpartition(':')[2])}; quote it if it is text",
                 node.start_mark,
             ) from None
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"{_cut(str(node.value))!r} is a number of over {_MAX_BITS} bits; quote it if it "
+                "is text",
+                node.start_mark,
+            )
+        return value
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

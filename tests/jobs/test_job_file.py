@@ -239,7 +239,10 @@ UNREADABLE: dict[str, tuple[str | bytes, list[str]]] = {
     "number as key": (BODY + "prompts2: {1: x}\n", ["key 1 is a whole number", "quote it"]),
     "boolean as key": (BODY + "on: x\n", ["key true is a boolean", "quote it"]),
     "unhashable key": ("{[a]: b}\n", ["line 1, column 2"]),
-    "nested too deeply": ("a: " + "[" * 20_000, ["job.yaml: nested too deeply"]),
+    "nested too deeply": (
+        "a: " + "[" * 20_000,
+        ["job.yaml: line 1, column 104: nested too deeply"],
+    ),
     "own alias": ("a: &x [*x]\n", ["line 1", "alias inside of itself"]),
     "unknown alias": ("a: *x\n", ["line 1, column 4", "alias"]),
     "bomb": (
