@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs import manifest
 from jobs.config import NAME_PATTERN
@@ -30,8 +29,8 @@ from jobs.writers import WRITERS, sha256
 from prompt_generators.cells import defused
 
 METADATA = "metadata.parquet"
+T = TypeVar("T")
 _THREADS = min(16, max(4, os.cpu_count() or 1))
-_ROW_GROUP = 50_000
 _COLUMNS = ("format", "sha256", *IMAGE_COLUMNS)
 _SHOWN = 20
 # file systems that are two, or know no hard links, or have enough of this one
@@ -198,11 +197,12 @@ def _link(storage: Storage, name: str, target: Path) -> bool:
     return True
 
 
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Let a file appear whole or not at all."""
+def _replace(target: Path, write: Callable[[Path], T]) -> T:
+    """Let a file appear whole or not at all; what `write` returns."""
     part = target.with_name(f".{target.name}.part")
-    write(part)
+    written = write(part)
     part.replace(target)
+    return written
 
 
 def _write_tables(output: Output, folder: Path, names: _Names, left_out: set[int]) -> int:
@@ -211,20 +211,9 @@ def _write_tables(output: Output, folder: Path, names: _Names, left_out: set[int
     unified = manifest.unify(listing.schemas())
     kept = [field for field in unified if field.name not in manifest.TAR_SCHEMA.names]
     schema = pa.schema(kept, metadata=unified.metadata)
-    count = 0
 
-    def write(parquet: Path) -> None:
-        nonlocal count
-        with pq.ParquetWriter(parquet, schema, compression="zstd") as writer:
-            group: list[pa.Table] = []
-            for table in _tables(output, schema, names, left_out):
-                group.append(table)
-                count += table.num_rows
-                if sum(t.num_rows for t in group) >= _ROW_GROUP:
-                    writer.write_table(pa.concat_tables(group))
-                    group = []
-            if group:
-                writer.write_table(pa.concat_tables(group))
+    def write_parquet(file: Path) -> int:
+        return manifest.write_tables(file, schema, _tables(output, schema, names, left_out))
 
     def write_csv(text: Path) -> None:
         # with a byte order mark, without which Excel takes UTF-8 for something else
@@ -236,8 +225,8 @@ def _write_tables(output: Output, folder: Path, names: _Names, left_out: set[int
                 lines.writerows([_cell(v) for v in row] for row in zip(*columns, strict=True))
 
     _replace(folder / names.csv, write_csv)
-    _replace(folder / METADATA, write)  # last: an export with this file is complete
-    return count
+    # last: an export with this file is complete
+    return _replace(folder / METADATA, write_parquet)
 
 
 def _tables(

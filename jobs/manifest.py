@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -66,6 +67,7 @@ COLUMN_NAMES = tuple(SCHEMA.names)
 # Other outputs do without them, and so do parts without any image.
 TAR_SCHEMA = pa.schema([pa.field("tar", _STR), pa.field("tar_offset", _I64)])
 PROFILE_PREFIX = "profile_"
+_ROW_GROUP = 50_000
 
 BatchMode = Literal["planned", "halved", "single"]
 
@@ -169,6 +171,29 @@ def to_parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
+
+
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write many small tables to one Parquet file, in row groups of a good size for readers.
+
+    Args:
+        schema: of the file and of each table.
+
+    Returns:
+        How many rows there are. No more of them than a row group's are in memory at a time.
+    """
+    count = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        group: list[pa.Table] = []
+        for table in tables:
+            group.append(table)
+            count += table.num_rows
+            if sum(t.num_rows for t in group) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(group))
+                group = []
+        if group:
+            writer.write_table(pa.concat_tables(group))
+    return count
 
 
 def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:

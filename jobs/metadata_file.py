@@ -19,7 +19,6 @@ from jobs.storage import Storage
 
 PATH = "metadata.parquet"
 TARS_PATH = "tars.txt"
-_ROW_GROUP = 50_000
 _PARTS_KEY = b"zimage_parts"  # tells whether a crash came between the last commit and this file
 
 
@@ -49,22 +48,17 @@ def write_metadata(storage: Storage, listing: Listing) -> int:
         return 0
     schema = manifest.unify(listing.schemas())
     schema = schema.with_metadata({**schema.metadata, _PARTS_KEY: _parts_digest(listing)})
-    rows = 0
     tars: dict[str, None] = {}
+
+    def tables() -> Iterator[pa.Table]:
+        for _, table in listing.current_tables(order):
+            if "tar" in table.schema.names:
+                tars.update(dict.fromkeys(t for t in table["tar"].to_pylist() if t is not None))
+            yield manifest.cast(table, schema)
+
     with _scratch() as folder:
         path = folder / PATH
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            group: list[pa.Table] = []
-            for _, table in listing.current_tables(order):
-                group.append(manifest.cast(table, schema))
-                if "tar" in table.schema.names:
-                    tars |= dict.fromkeys(t for t in table["tar"].to_pylist() if t is not None)
-                rows += table.num_rows
-                if sum(t.num_rows for t in group) >= _ROW_GROUP:
-                    writer.write_table(pa.concat_tables(group))
-                    group = []
-            if group:
-                writer.write_table(pa.concat_tables(group))
+        rows = manifest.write_tables(path, schema, tables())
         if tars:  # first, so that it is current wherever the other file is
             storage.put(TARS_PATH, "".join(f"{tar}\n" for tar in tars).encode())
         storage.put(PATH, path)
