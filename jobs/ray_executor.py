@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray._private import state as ray_state
 from ray.exceptions import RayError, RayTaskError
 
 from jobs.errors import ClusterError, InputError, JobError, StorageUnusableError
@@ -35,6 +34,7 @@ from jobs.executor import (
     WorkerSpec,
 )
 from jobs.ray_handle import RayHandle, cause_of, first_line, last_line
+from jobs.ray_pool import RayPool
 from jobs.ray_worker import WorkerActor
 
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
@@ -67,63 +67,30 @@ class RayExecutor:
         stall_timeout: float,
         actor: type = WorkerActor,
     ) -> None:
-        self.spec = spec
         self.stall_timeout = stall_timeout
-        resources = ray.cluster_resources()
-        self.gpus = float(resources.get("GPU", 0))
-        self.cpus = float(resources.get("CPU", 1))
-        self._elastic = workers == "auto"
-        self._gpus_per_worker = gpus_per_worker
-        self._threads_per_worker = threads_per_worker
-        self._target = int(workers) if workers != "auto" else self._capacity()
-        self._settings: Settings | None = None
-        self._workers: list[RayHandle] = []
+        self.pool = RayPool(
+            spec,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            threads_per_worker=threads_per_worker,
+            actor=actor,
+        )
         self._events: deque[Event] = deque()
-        self._counter = 0
+        self._loading = False
         self._draining = False
-        self._failed = 0  # workers that could not load: others would not either where they ran
         self._looked = time.monotonic()
-        options: dict[str, Any] = {"num_gpus": gpus_per_worker, "num_cpus": 1}
-        if not self.gpus:
-            options = {"num_cpus": threads_per_worker}
-        self._actor_class = ray.remote(
-            max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}, **options
-        )(actor)
 
     @property
     def num_workers(self) -> int:
         """See `Executor.num_workers`."""
-        return max(len(self._workers), self._target)
-
-    @property
-    def target(self) -> int:
-        """Workers that are wanted."""
-        return self._target
-
-    @property
-    def shortfall(self) -> str | None:
-        """Words for a cluster that has room for fewer workers than asked, else None."""
-        room = self._capacity()
-        if self._target <= room:
-            return None
-        have = f"{self.gpus:g} GPUs" if self.gpus else f"{self.cpus:g} CPUs"
-        return (
-            f"{self._target} workers asked, the cluster's {have} have room for {room}: "
-            "starting with those, more join as room appears"
-        )
+        return max(len(self.pool.workers), self.pool.target)
 
     def start(self) -> WorkerInfo:
         """See `Executor.start`."""
-        if self._target < 1:
-            raise ClusterError(
-                f"run.gpus_per_worker: {self._gpus_per_worker:g}: the cluster has "
-                f"{self.gpus:g} GPUs, room for no worker"
-            )
-        for _ in range(self._target):
-            self._add()
+        self.pool.start()
         begun, reason = time.monotonic(), ""
         while True:
-            describing = {w.describing: w for w in self._workers}
+            describing = {w.describing: w for w in self.pool.workers}
             if not describing:
                 raise ClusterError(f"every worker died before it could start: {reason}")
             done, _ = ray.wait(list(describing), num_returns=1, timeout=_ROOM_NOTE)
@@ -134,7 +101,7 @@ class RayExecutor:
             try:
                 worker.info = ray.get(done[0])
             except RayError as error:
-                self._workers.remove(worker)
+                self.pool.workers.remove(worker)
                 cause = cause_of(error)
                 if isinstance(cause, JobError):
                     raise cause from error
@@ -173,21 +140,20 @@ class RayExecutor:
 
     def load(self, settings: Settings) -> None:
         """See `Executor.load`."""
-        self._settings = settings
-        for worker in self._workers:
-            worker.loading = worker.actor.load.remote(settings)
+        self._loading = True
+        self.pool.load(settings)
 
     def free(self) -> int:
         """See `Executor.free`."""
-        return sum(_IN_FLIGHT - len(w.leases) for w in self._workers if w.takes_leases)
+        return sum(_IN_FLIGHT - len(w.leases) for w in self.pool.workers if w.takes_leases)
 
     def idle(self) -> list[str]:
         """See `Executor.idle`."""
-        return [w.name for w in self._workers if w.takes_leases and not w.leases]
+        return [w.name for w in self.pool.workers if w.takes_leases and not w.leases]
 
     def submit(self, lease: Lease, worker: str | None = None) -> str:
         """See `Executor.submit`."""
-        ready = [w for w in self._workers if w.takes_leases]
+        ready = [w for w in self.pool.workers if w.takes_leases]
         chosen = min(ready, key=lambda w: (w.name != worker, len(w.leases)))
         if not chosen.leases:
             chosen.moved = time.monotonic()
@@ -196,7 +162,7 @@ class RayExecutor:
 
     def trim(self, lease: Lease, indices: Sequence[int]) -> None:
         """See `Executor.trim`."""
-        for worker in self._workers:
+        for worker in self.pool.workers:
             if any(held.attempt == lease.attempt for held, _ in worker.leases):
                 answer = worker.actor.trim.remote(lease.attempt, list(indices))
                 worker.trimming[answer] = lease
@@ -226,55 +192,26 @@ class RayExecutor:
     def drain(self) -> None:
         """See `Executor.drain`."""
         self._draining = True
-        for worker in self._workers:
+        for worker in self.pool.workers:
             worker.actor.drain.remote()
 
     def stop(self) -> None:
         """See `Executor.stop`."""
-        for worker in self._workers:
-            ray.kill(worker.actor)
-        self._workers.clear()
-
-    def _capacity(self) -> int:
-        if self.gpus:
-            return int(self.gpus / self._gpus_per_worker)
-        return max(1, int(self.cpus // self._threads_per_worker))
-
-    def _add(self) -> None:
-        name = f"w{self._counter}"
-        self._counter += 1
-        # the name is what the dashboard and `ray list actors` show
-        actor = self._actor_class.options(name=f"zimage-{self.spec.nonce}-{name}").remote(
-            self.spec, name
-        )
-        worker = RayHandle(name, actor, describing=actor.describe.remote(), moved=time.monotonic())
-        if self._settings is not None:
-            worker.loading = actor.load.remote(self._settings)
-        self._workers.append(worker)
+        self.pool.stop()
 
     def _join(self) -> None:
         """Replace lost workers, and follow the cluster's GPUs where the number is `auto`."""
-        if self._settings is None or self._draining:
+        if not self._loading or self._draining:
             return
         if time.monotonic() - self._looked > _JOIN:
             self._looked = time.monotonic()
-            self._leave_drained_nodes()
-            if self._elastic and self.gpus:
-                self.gpus = float(ray.cluster_resources().get("GPU", 0)) or self.gpus
-                self._target = max(self._target, self._capacity() - self._failed)
-        for worker in list(self._workers):
-            if worker.leaving and not worker.leases:
-                self._workers.remove(worker)
-                ray.kill(worker.actor)
-        while len(self._workers) < self._target:
-            self._add()
-
-    def _leave_drained_nodes(self) -> None:
-        """Drain the workers of nodes that are about to go, such as preempted spot instances."""
-        nodes = ray_state.state.get_draining_nodes()
-        for worker in self._workers:
-            if worker.info is not None and worker.info.node_id in nodes:
+            for worker in self.pool.on_drained_nodes():
                 self._leaves(worker, "its node is being drained")
+            self.pool.follow_cluster()
+        for worker in list(self.pool.workers):
+            if worker.leaving and not worker.leases:
+                self.pool.remove(worker)
+        self.pool.fill()
 
     def _leaves(self, worker: RayHandle, reason: str) -> None:
         if worker.leaving:
@@ -284,7 +221,7 @@ class RayExecutor:
         self._events.append(WorkerLeaving(worker.name, worker.info, reason))
 
     def _waiting(self) -> dict[Any, RayHandle]:
-        return {ref: worker for worker in self._workers for ref in worker.questions()}
+        return {ref: worker for worker in self.pool.workers for ref in worker.questions()}
 
     def _receive(self, worker: RayHandle, ref: Any) -> None:
         try:
@@ -316,10 +253,7 @@ class RayExecutor:
             if isinstance(cause, StorageUnusableError):
                 raise cause from error
             if isinstance(cause, JobError) and not worker.ready:
-                self._workers.remove(worker)
-                self._target -= 1
-                self._failed += 1
-                ray.kill(worker.actor)
+                self.pool.leave_aside(worker)
                 if isinstance(cause, InputError):
                     raise cause from error
                 self._events.append(LoadFailed(worker.name, worker.info, str(cause)))
@@ -344,7 +278,7 @@ class RayExecutor:
     def _watch(self) -> None:
         """Ask busy workers whether they move, and give up those that do not."""
         now = time.monotonic()
-        for worker in list(self._workers):
+        for worker in list(self.pool.workers):
             # one that waits for room on the cluster has no time running
             limit = max(_LOAD_LIMIT, self.stall_timeout)
             if worker.info is not None and not worker.ready and now - worker.moved > limit:
@@ -359,8 +293,7 @@ class RayExecutor:
                 self._lose(worker, "worker_stalled", reason)
 
     def _lose(self, worker: RayHandle, kind: Any, reason: str) -> None:
-        self._workers.remove(worker)
-        ray.kill(worker.actor)
+        self.pool.remove(worker)
         leases = [lease for lease, _ in worker.leases]
         running = leases[0] if leases else None
         self._events.append(

@@ -220,10 +220,10 @@ def _executor(
             threads_per_worker=run.threads_per_worker,
             stall_timeout=run.stall_timeout,
         )
-        if executor.shortfall:
-            _say(executor.shortfall)
-        _say(f"{counted(executor.target, 'worker')} on {cluster}")
-        if not executor.gpus and os.environ.get("RAY_ADDRESS"):
+        if executor.pool.shortfall:
+            _say(executor.pool.shortfall)
+        _say(f"{counted(executor.pool.target, 'worker')} on {cluster}")
+        if not executor.pool.gpus and os.environ.get("RAY_ADDRESS"):
             _say("note: the cluster has no GPUs now; the job runs on its CPUs to the end")
         try:
             yield executor

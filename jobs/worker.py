@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -24,13 +23,8 @@ from jobs.canary import fly_canary
 from jobs.capabilities import device_capabilities
 from jobs.claims import Claims
 from jobs.config import JobConfig
-from jobs.device import (
-    DeviceError,
-    describe_device,
-    device_type,
-    is_device_failure,
-)
-from jobs.errors import InputError, ModelError, StorageError
+from jobs.device import DeviceError, describe_device, is_device_failure
+from jobs.errors import ModelError, StorageError
 from jobs.executor import (
     Finished,
     Lease,
@@ -40,27 +34,19 @@ from jobs.executor import (
     WorkerInfo,
     WorkerSpec,
 )
-from jobs.fingerprint import node_fingerprint
 from jobs.image_faults import ImageFault
 from jobs.init_images import check_images
 from jobs.lease_plan import plan_lease
 from jobs.loras import load_loras
-from jobs.memory_needs import job_memory
+from jobs.pipeline_loader import PipelineLoader
 from jobs.plan import Sample, job_generator
-from jobs.settings import resolve_batch_size, resolve_dtype
+from jobs.settings import resolve_dtype
 from jobs.storage import Storage
 from jobs.tar_output import image_output
 from jobs.worker_log import WorkerLog
 from jobs.writers import Pixels
 from prompt_generators import PromptGenerator
-from zimage_core import (
-    AttentionBackendError,
-    ZImagePipeline,
-    ensure_model_weights,
-    load_from_local_dir,
-)
-from zimage_core.compilation import CompileError
-from zimage_core.quantization import QuantizationError
+from zimage_core import ZImagePipeline
 
 _PENDING_BYTES = 512 * 1024 * 1024  # pixels waiting to be written before the device must wait
 
@@ -85,6 +71,7 @@ class GenerationWorker:
         self._steps = 0
         self._draining = threading.Event()
         self._stop = stop
+        self._loader = PipelineLoader(self.config, name)
         self._pipeline: ZImagePipeline | None = None
         self._stages: BatchStages | None = None
         self._generator: PromptGenerator | None = None
@@ -114,7 +101,7 @@ class GenerationWorker:
 
     def fingerprint(self) -> str:
         """Content hash of the weights; fetches them first where the job says from where."""
-        return node_fingerprint(self._weights(), **self.config.model.parts)
+        return self._loader.fingerprint()
 
     def memory_needed(self) -> dict[str, int]:
         """Bytes that should be free on the device for this job, for each way of offloading.
@@ -122,12 +109,7 @@ class GenerationWorker:
         Raises:
             ModelError: the checkpoint is none, or cannot make images of the job's size.
         """
-        dtype = resolve_dtype(self.config, device_type())
-        batch_size = resolve_batch_size(self.config)
-        try:
-            return job_memory(self.config, self._weights(), dtype=dtype, batch_size=batch_size)
-        except ValueError as error:
-            raise ModelError(str(error)) from error
+        return self._loader.memory_needed()
 
     def load(self, settings: Settings) -> CanaryReport:
         """Load model and generator, see that the output is the driver's, and fly the canary.
@@ -144,40 +126,7 @@ class GenerationWorker:
         self._check_output()
         check_images(self.config, node=socket.gethostname())
         torch.set_num_threads(settings.threads_per_worker)
-        path = self._weights()
-        parts = self.config.model.parts
-        found = node_fingerprint(path, **parts)
-        if found != settings.model_fingerprint:
-            raise ModelError(
-                f"{path} on {socket.gethostname()} holds other weights than the job's: "
-                f"{found}, planned {settings.model_fingerprint}"
-            )
-        device = torch.device(settings.device_type)
-        if device.type != device_type():
-            raise ModelError(
-                f"the job was planned for {device.type}, but {socket.gethostname()} offers "
-                f"{device_type()} to worker {self.name}"
-            )
-        try:
-            components = load_from_local_dir(
-                path,
-                device=device,
-                dtype=getattr(torch, settings.dtype),
-                compile=settings.compile,
-                attention=settings.attention,
-                quantization=self.config.model.quantization,
-                offload=settings.offload,
-                **parts,
-            )
-        except AttentionBackendError as error:
-            raise InputError(f"model.attention: {error}; 'native' runs everywhere") from error
-        except CompileError as error:
-            raise InputError(f"model.compile: {error}") from error
-        except QuantizationError as error:
-            raise InputError(f"model.quantization: {error}") from error
-        except (ValueError, RuntimeError, OSError, ImportError) as error:
-            raise ModelError(f"the model cannot be loaded: {error}") from error
-        self._pipeline = ZImagePipeline(**components)
+        self._pipeline = self._loader.load(settings)
         self._stages = BatchStages(
             self._pipeline,
             loras=load_loras(self.config, self._pipeline.transformer, settings.loras),
@@ -189,8 +138,8 @@ class GenerationWorker:
         )
         self._generator = job_generator(self.config, self.spec.working_dir)
         self.log.write(
-            f"loaded {path} ({settings.dtype}, attention {settings.attention}, "
-            f"compile {settings.compile}, offload {settings.offload}) on {device} in "
+            f"loaded {self.config.model.folder} ({settings.dtype}, attention {settings.attention}, "
+            f"compile {settings.compile}, offload {settings.offload}) on {settings.device_type} in "
             f"{time.perf_counter() - started:.1f} s"
         )
         return self._canary()
@@ -334,19 +283,6 @@ class GenerationWorker:
 
     def _tick(self, _: int) -> None:
         self._steps += 1
-
-    def _weights(self) -> Path:
-        model = self.config.model
-        try:
-            return ensure_model_weights(
-                model.folder,
-                model.repo,
-                source=model.source,
-                revision=model.revision,
-                **model.parts,
-            )
-        except (ValueError, OSError, ImportError) as error:
-            raise ModelError(f"{model.key_of(str(error))}: {error}") from error
 
     def _check_output(self) -> None:
         path = f"events/{self.spec.epoch:06d}-00000.jsonl"

