@@ -5,16 +5,13 @@ from datetime import UTC, datetime
 from itertools import count
 
 import pytest
+from driver_loop import sample
 
 from jobs.executor import Finished, Lease, Planned, Progress, Result, WorkerInfo, WorkerLost
-from jobs.plan import Sample, new_plan
+from jobs.plan import new_plan
 from jobs.scheduler import Commit, Scheduler, Work
 
 INFO = WorkerInfo(node="n", device="cpu", device_type="cpu", memory=1)
-
-
-def sample(index: int) -> Sample:
-    return Sample(index, index, f"prompt {index}", "", index, 16, 16)
 
 
 def scheduler_for(total: int, shard_size: int, *, work=None, max_attempts: int = 3) -> Scheduler:

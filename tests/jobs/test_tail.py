@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections import Counter
 
 import pytest
-from simulated_executor import INFO, SimulatedExecutor, sample
+from driver_loop import drive, sample
+from simulated_executor import INFO, SimulatedExecutor
 
 from jobs.dispatcher import Dispatcher
-from jobs.executor import (
-    LeaseEnded,
-    Planned,
-    Progress,
-    Trimmed,
-    WorkerLost,
-)
-from jobs.open_shard import Commit
+from jobs.executor import Planned, Progress
 from jobs.plan import new_plan
 from jobs.scheduler import Scheduler, Work
 
@@ -28,38 +20,15 @@ def simulate(
     *,
     shard_size: int = 64,
     kills: dict[float, str] | None = None,
-) -> list[Commit]:
-    """The driver's loop without storage; every index must be committed once."""
-    names = itertools.count()
-    scheduler = Scheduler(
-        (Work(shard) for shard in new_plan(0, total, shard_size).shards()),
-        max_attempts=3,
-        placeholder=sample,
-        nonce=lambda: f"{next(names):08d}",
-        clock=lambda: executor.now,
-    )
-    dispatcher = Dispatcher(scheduler, executor)
-    commits: list[Commit] = []
+) -> None:
+    """Make all samples, each once, while workers die at their times."""
     due = sorted((kills or {}).items())
-    while True:
-        dispatcher.hand_out()
-        if scheduler.num_leased == 0 and scheduler.remaining(1) == 0:
-            break
-        for event in executor.poll(0.5):
-            if isinstance(event, Progress):
-                scheduler.progress(event)
-            elif isinstance(event, LeaseEnded):
-                scheduler.ended(event.lease, drained=event.drained)
-            elif isinstance(event, Trimmed):
-                scheduler.trimmed(event.lease, event.indices)
-            elif isinstance(event, WorkerLost):
-                scheduler.lost(event)
+
+    def kill(scheduler: Scheduler) -> None:
         while due and executor.now >= due[0][0]:
             executor.kill(due.pop(0)[1])
-        commits += scheduler.take_commits()
-    found = Counter(o.result.index for commit in commits for o in commit.outcomes)
-    assert found == Counter(range(total)), "each index once"
-    return commits
+
+    drive(executor, total, shard_size=shard_size, clock=lambda: executor.now, on_poll=kill)
 
 
 def ideal(seconds: list[float], total: int) -> float:

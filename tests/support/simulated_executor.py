@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from driver_loop import sample
+
 from jobs.claims import Claims
 from jobs.executor import (
     Event,
@@ -28,14 +30,9 @@ from jobs.executor import (
     WorkerLost,
     WorkerReady,
 )
-from jobs.plan import Sample
 
 INFO = WorkerInfo(node="n", device="cpu", device_type="cpu", memory=1)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def sample(index: int) -> Sample:
-    return Sample(index, index, f"prompt {index}", "", index, 16, 16)
 
 
 @dataclass(slots=True)
@@ -75,8 +72,6 @@ class SimulatedExecutor:
             f"w{i}": SimulatedWorker(f"w{i}", each, batch) for i, each in enumerate(seconds)
         }
         self.num_workers = len(self.workers)
-        self.wasted = 0  # samples whose result came second
-        self.busy = 0.0
         self._plan, self._answer = plan, answer
         self._heap: list[tuple[float, int, object]] = []
         self._order = itertools.count()
@@ -173,7 +168,6 @@ class SimulatedExecutor:
         while number < len(batches) and not worker.claims.begin(lease.attempt, batches[number]):
             number += 1
         seconds = worker.seconds * len(batches[number]) if number < len(batches) else 0.0
-        self.busy += seconds
         self._at(after + seconds, ("step", worker.name, lease, batches, number))
 
     def _step(
