@@ -5,7 +5,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from cli_calls import CommandLine
+from fault_proxy import FaultProxy
 from job_runs import JOB, ROOT, Job
+from s3_server import BUCKET, S3Server, s3_environment, s3_server
+
+from jobs import storage as storage_module
 
 
 @pytest.fixture
@@ -31,3 +35,26 @@ def zimage(tmp_path, monkeypatch, capsys) -> Iterator[CommandLine]:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    """An S3 server."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server, monkeypatch) -> Iterator[FaultProxy]:
+    """What lies between the object stores of this process and the server, and breaks traffic."""
+    monkeypatch.setattr(storage_module, "_FIRST_DELAY", 0.01)
+    with FaultProxy(server.address, delay=0.1) as proxy:
+        for name, value in s3_environment(proxy.port).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+@pytest.fixture
+def uri(proxy, request) -> str:
+    """A place on the server of the test's own."""
+    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']')}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from fault_proxy import Fault, FaultProxy, seeded
-from s3_server import BUCKET, S3Server, s3_environment, s3_server
+from s3_server import BUCKET
 
 from jobs import storage as storage_module
 from jobs.errors import InputError, StorageError, StorageUnusableError
@@ -16,24 +16,9 @@ from jobs.storage import Storage
 CLOUD_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
 @pytest.fixture
-def proxy(server, monkeypatch) -> Iterator[FaultProxy]:
-    monkeypatch.setattr(storage_module, "_FIRST_DELAY", 0.01)
-    with FaultProxy(server.address, delay=0.1) as proxy:
-        for name, value in s3_environment(proxy.port).items():
-            monkeypatch.setenv(name, value)
-        yield proxy
-
-
-@pytest.fixture
-def storage(proxy, request) -> Storage:
-    return Storage(f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']')}")
+def storage(uri) -> Storage:
+    return Storage(uri)
 
 
 PASSING = [f for f in Fault if f is not Fault.LIE]

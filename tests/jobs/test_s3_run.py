@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fault_proxy import Fault, FaultProxy, seeded
 from job_runs import kill_session, read_hashes, wait_for
-from s3_server import BUCKET, S3Server, s3_environment, s3_server
+from s3_server import s3_environment
 
 from jobs import epoch as epoch_module
 from jobs import storage as storage_module
@@ -31,26 +30,6 @@ RATES = {
     Fault.FAIL_AFTER: 0.03,
     Fault.CUT: 0.03,
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server, monkeypatch) -> Iterator[FaultProxy]:
-    monkeypatch.setattr(storage_module, "_FIRST_DELAY", 0.01)
-    with FaultProxy(server.address) as proxy:
-        for name, value in s3_environment(proxy.port).items():
-            monkeypatch.setenv(name, value)
-        yield proxy
-
-
-@pytest.fixture
-def uri(proxy, request) -> str:
-    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']')}"
 
 
 @pytest.fixture
