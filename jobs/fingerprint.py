@@ -10,11 +10,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from jobs.node_weights import node_folder, note_read
 from zimage_core.checkpoint import named_checkpoint_files
 from zimage_core.lora_file import lora_files, lora_fingerprint
 from zimage_core.weights import weights_fingerprint
@@ -37,19 +36,24 @@ def node_fingerprint(model_dir: Path, **parts: Path) -> str:
     """
     named = named_checkpoint_files(model_dir, **parts)
     stats = [(name, str(path.resolve()), path.stat()) for name, path in named.items()]
+
+    def computed() -> str:
+        fingerprint = weights_fingerprint(model_dir, **parts)
+        note_read(list(named.values()))
+        return fingerprint
+
     if sum(stat.st_size for *_, stat in stats) < _REMEMBER_FROM:
-        return weights_fingerprint(model_dir, **parts)
+        return computed()
+    folder = node_folder()
+    if folder is None:
+        return computed()
     key = json.dumps([(*names, stat.st_size, stat.st_mtime_ns) for *names, stat in stats])
-    folder = Path(tempfile.gettempdir()) / f"zimage-fingerprints-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        return weights_fingerprint(model_dir, **parts)  # not ours to trust
-    with (folder / hashlib.sha256(key.encode()).hexdigest()).open("a+") as file:
+    with (folder / f"hash-{hashlib.sha256(key.encode()).hexdigest()}").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         known = file.read()
         if not known:
-            known = weights_fingerprint(model_dir, **parts)
+            known = computed()
             file.write(known)
         return known
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from jobs.errors import InputError, ModelError
 from jobs.executor import Settings
 from jobs.fingerprint import node_fingerprint
 from jobs.memory_needs import job_memory
+from jobs.node_weights import read_ahead
 from jobs.settings import resolve_batch_size, resolve_dtype
 from zimage_core import (
     AttentionBackendError,
@@ -20,6 +22,7 @@ from zimage_core import (
     ensure_model_weights,
     load_from_local_dir,
 )
+from zimage_core.checkpoint import checkpoint_files
 from zimage_core.compilation import CompileError
 from zimage_core.quantization import QuantizationError
 
@@ -30,11 +33,13 @@ class PipelineLoader:
     Args:
         config: the job.
         worker: name of the worker, for messages.
+        log: called with a line for the worker's log.
     """
 
-    def __init__(self, config: JobConfig, worker: str) -> None:
+    def __init__(self, config: JobConfig, worker: str, log: Callable[[str], None]) -> None:
         self.config = config
         self.worker = worker
+        self._log = log
 
     def weights(self) -> Path:
         """The checkpoint's folder; it is fetched first where the job says from where.
@@ -55,8 +60,12 @@ class PipelineLoader:
             raise ModelError(f"{model.key_of(str(error))}: {error}") from error
 
     def fingerprint(self) -> str:
-        """Content hash of the weights, as `node_fingerprint`."""
-        return node_fingerprint(self.weights(), **self.config.model.parts)
+        """Content hash of the weights, as `node_fingerprint`.
+
+        Raises:
+            ModelError: they cannot be read.
+        """
+        return self._fingerprint(self.weights())
 
     def memory_needed(self) -> dict[str, int]:
         """Bytes that should be free on the device for this job, for each way of offloading.
@@ -80,7 +89,7 @@ class PipelineLoader:
         """
         path = self.weights()
         parts = self.config.model.parts
-        found = node_fingerprint(path, **parts)
+        found = self._fingerprint(path)
         if found != settings.model_fingerprint:
             raise ModelError(
                 f"{path} on {socket.gethostname()} holds other weights than the job's: "
@@ -92,6 +101,9 @@ class PipelineLoader:
                 f"offers {device_type()} to worker {self.worker}"
             )
         try:
+            words = read_ahead(checkpoint_files(path, **parts))
+            if words is not None:
+                self._log(words)
             components = load_from_local_dir(
                 path,
                 device=torch.device(settings.device_type),
@@ -111,3 +123,10 @@ class PipelineLoader:
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ModelError(f"the model cannot be loaded: {error}") from error
         return ZImagePipeline(**components)
+
+    def _fingerprint(self, path: Path) -> str:
+        model = self.config.model
+        try:
+            return node_fingerprint(path, **model.parts)
+        except (ValueError, OSError) as error:
+            raise ModelError(f"{model.key_of(str(error))}: {error}") from error

@@ -71,7 +71,7 @@ class GenerationWorker:
         self._steps = 0
         self._draining = threading.Event()
         self._stop = stop
-        self._loader = PipelineLoader(self.config, name)
+        self._loader = PipelineLoader(self.config, name, self.log.write)
         self._pipeline: ZImagePipeline | None = None
         self._stages: BatchStages | None = None
         self._generator: PromptGenerator | None = None
