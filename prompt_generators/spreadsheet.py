@@ -41,6 +41,13 @@ def read_grid(path: Path, sheet: str | None = None) -> tuple[Grid, str | None]:
             value=path.suffix,
             allowed=f"{' or '.join(EXTENSIONS)}; save older formats as .xlsx",
         )
+    try:
+        return _read(path, sheet)
+    except OSError as error:
+        raise ProfileError(f"cannot be read: {error.strerror or error}", path=path) from error
+
+
+def _read(path: Path, sheet: str | None) -> tuple[Grid, str | None]:
     if not path.is_file():
         problem = "is a pipe or device, not a file" if path.exists() else "no such file"
         raise ProfileError("is a folder, not a file" if path.is_dir() else problem, path=path)
@@ -49,7 +56,7 @@ def read_grid(path: Path, sheet: str | None = None) -> tuple[Grid, str | None]:
         raise ProfileError(
             f"the file has {size:,} bytes", path=path, allowed=f"up to {MAX_FILE_BYTES:,}"
         )
-    if extension == ".xlsx":
+    if path.suffix.lower() == ".xlsx":
         return read_workbook(path, sheet)
     if sheet is not None:
         raise ProfileError("a CSV file has no sheets", path=path, value=sheet, allowed="null")

@@ -175,7 +175,7 @@ class _PartScan:
         if self._silent > _MAX_TAG:
             raise _RefusedError("a tag or comment is too long", f"up to {_MAX_TAG:,} bytes")
 
-    def _start(self, name: str, _: object) -> None:
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._silent = 0
         self._depth += 1
         if self._depth > _MAX_DEPTH:
@@ -183,7 +183,11 @@ class _PartScan:
         local = name.rpartition(":")[2]
         if local in ("row", "si"):  # openpyxl lets go of the last one when the next is read
             self._in_unit, self._inside, self._characters = True, 0, 0
-            self._rows += local == "row"
+            if local == "row":
+                # openpyxl makes all rows up to the number that one says it has.
+                number = attributes.get("r", "")
+                far = int(number) if number.isdecimal() and len(number) < 20 else 0
+                self._rows = max(self._rows + 1, far)
             self._strings += local == "si"
         elif local == "c" and self._in_unit:
             self._cells += 1
