@@ -10,6 +10,9 @@ import hashlib
 import io
 import os
 import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -51,7 +54,8 @@ class ImageFile:
 
     def check(self) -> None:
         """Look at the header alone; raises ImageFileError as `decode` does."""
-        self._open().close()
+        with _silently():
+            self._open().close()
 
     def decode(self) -> Image:
         """Decode to RGB, 8 bits a channel, turned as its EXIF orientation says.
@@ -64,7 +68,7 @@ class ImageFile:
         """
         from PIL import ImageOps
 
-        with self._open() as image:
+        with _silently(), self._open() as image:
             try:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
@@ -102,6 +106,14 @@ class ImageFile:
         return image
 
 
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Without Pillow's warnings, several lines each, of damage that does not matter (EXIF data)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_image(path: Path, *, name: str | None = None) -> ImageFile:
     """Read a file.
 
@@ -121,7 +133,9 @@ def read_image(path: Path, *, name: str | None = None) -> ImageFile:
             os.close(handle)
             raise ImageFileError(f"{name}: a folder, pipe or device; allowed: a file")
         with os.fdopen(handle, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            # Not read to its end to find out; a size can lie, so that what is read is bounded too.
+            large = os.fstat(file.fileno()).st_size > MAX_BYTES
+            content = b"" if large else file.read(MAX_BYTES + 1)
     except ImageFileError:
         raise
     except FileNotFoundError as error:
@@ -129,9 +143,9 @@ def read_image(path: Path, *, name: str | None = None) -> ImageFile:
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise ImageFileError(f"{name}: cannot be read: {reason}") from error
-    if not content:
+    if not content and not large:
         raise ImageFileError(f"{name}: the file is empty")
-    if len(content) > MAX_BYTES:
+    if large or len(content) > MAX_BYTES:
         raise ImageFileError(f"{name}: over {MAX_BYTES // 2**20} MiB, which is the most allowed")
     return ImageFile(name, content)
 
