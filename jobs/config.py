@@ -26,6 +26,8 @@ from pydantic import (
     Field,
     JsonValue,
     PrivateAttr,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -35,6 +37,7 @@ from jobs.layers import Layers
 MAX_INT64 = 2**63 - 1
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 URI_SCHEMES = ("s3", "gs", "az")
+PNG_LEVEL = 1
 PIXEL_MULTIPLE = 16  # VAE stride 8 times the transformer's patch of 2
 
 
@@ -252,8 +255,21 @@ class OutputConfig(_Section):
         Allowed("a path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"),
     ]
     format: Literal["png", "jpeg", "webp"] = "png"
+    png_level: Annotated[
+        int,
+        Field(ge=0, le=9),
+        Allowed(f"{_WHOLE} from 0 to 9, other than {PNG_LEVEL} where output.format is png"),
+    ] = PNG_LEVEL
     layout: Literal["files", "webdataset"] = "files"
     shard_size: Count = 64
+
+    @field_validator("png_level")
+    @classmethod
+    def _is_of_png(cls, level: int, info: ValidationInfo) -> int:
+        form = info.data.get("format", "png")  # absent where it has an error of its own
+        if form != "png" and level != PNG_LEVEL:
+            raise _fail(f"without meaning for output.format {form}")
+        return level
 
 
 class RunConfig(_Section):

@@ -13,7 +13,7 @@ from jobs.errors import ErrorType, StorageError, StorageUnusableError
 from jobs.executor import Message, Result
 from jobs.manifest import BatchMode
 from jobs.storage import Storage
-from jobs.writers import WRITERS, Pixels, pixels_sha256, sha256
+from jobs.writers import Pixels, job_writer, pixels_sha256, sha256
 
 _THREADS = 2
 
@@ -53,7 +53,7 @@ class ImageOutput:
     def __init__(self, storage: Storage, config: JobConfig) -> None:
         self.storage = storage
         self.name = config.name
-        self.writer = WRITERS[config.output.format]
+        self.writer = job_writer(config.output)
         self.written = 0
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")
 

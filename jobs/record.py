@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from jobs.config import JobConfig
+from jobs.config import PNG_LEVEL, JobConfig
 from jobs.errors import FingerprintError, InputError, StorageError
 from jobs.executor import Settings
 from jobs.plan import Extent, JobPlan
@@ -26,7 +26,7 @@ from prompt_generators import generator_source, read_profiles
 
 PATH = "job.json"
 SCHEMA_VERSION = 1
-PACKAGES = ("zimage-batch", "torch", "transformers", "numpy", "pillow", "ray")
+PACKAGES = ("zimage-batch", "torch", "transformers", "numpy", "pillow", "isal", "ray")
 _QUANTIZER = "torchao"
 
 
@@ -105,6 +105,8 @@ def read_record(storage: Storage) -> JobRecord | None:
             )
         # A record of before the key existed: all weights were what `model.dtype` says.
         data["job"]["model"] = {"quantization": "none", **data["job"]["model"]}
+        # As before the key, at level 1; what encoded them shows in their bytes, not their pixels.
+        data["job"]["output"] = {"png_level": PNG_LEVEL, **data["job"]["output"]}
         fingerprint = dict(data["fingerprint"])
         prompts = PromptSource(**fingerprint.pop("prompts"))
         return JobRecord(

@@ -59,7 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "cfg_truncation": 1.0,
         "strength": 0.6,
     },
-    "output": {"format": "png", "layout": "files", "shard_size": 64},
+    "output": {"format": "png", "png_level": 1, "layout": "files", "shard_size": 64},
     "run": {
         "workers": "auto",
         "gpus_per_worker": 1.0,
@@ -154,6 +154,8 @@ def test_config_is_frozen() -> None:
         ("sampling__width", 16),
         ("output__uri", "s3://bucket/a b"),
         ("output__layout", "webdataset"),
+        ("output__png_level", 0),
+        ("output__png_level", 9),
         ("run__gpus_per_worker", 0.25),
         ("run__gpus_per_worker", 2),
         ("run__max_failure_rate", 0),
@@ -196,6 +198,10 @@ def test_accepts(key: str, value: Any) -> None:
         ("output__uri", "http://x/y"),
         ("output__uri", "s3://"),
         ("output__shard_size", 0),
+        ("output__png_level", 10),
+        ("output__png_level", -1),
+        ("output__png_level", True),
+        ("output__png_level", None),
         ("run__gpus_per_worker", 1.5),
         ("run__gpus_per_worker", 0),
         ("run__stall_timeout", 0),
@@ -205,6 +211,14 @@ def test_accepts(key: str, value: Any) -> None:
 def test_refuses(key: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         job(**{key: value})
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp"])
+def test_a_level_of_png_belongs_to_png(form: str) -> None:
+    assert job(output__format=form).output.png_level == 1
+    assert job(output__format=form, output__png_level=1).output.format == form
+    with pytest.raises(ValidationError, match=f"without meaning for output.format {form}"):
+        job(output__format=form, output__png_level=2)
 
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a b", "x" * 65, "é", "a\n"])
