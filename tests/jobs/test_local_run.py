@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from job_runs import read_hashes, read_rows
+from job_runs import read_hashes, read_rows, unmakeable
 from PIL import Image
 
 from jobs.cli import main
@@ -173,26 +173,16 @@ def _out_of_memory(torch):
     raise torch.OutOfMemoryError("too much")
 
 
-def test_sample_that_cannot_be_made_is_found_and_its_neighbours_are_made(make_job, monkeypatch):
-    from jobs.worker import GenerationWorker
-
-    generate = GenerationWorker._generate
-
-    def fail_on_two(self, batch):
-        if any(s.index == 2 for s in batch):
-            raise RuntimeError("no two")
-        return generate(self, batch)
-
-    monkeypatch.setattr(GenerationWorker, "_generate", fail_on_two)
+def test_sample_that_cannot_be_made_is_found_and_its_neighbours_are_made(make_job):
     job = make_job(count=4)
-    assert run(job) == 3
+    with unmakeable(2):
+        assert run(job) == 3
     rows = read_rows(job.output)
     assert [r["status"] for r in rows] == ["ok", "ok", "failed", "ok"]
     bad = rows[2]
     assert bad["error_type"] == "generation_error"
-    assert "no two" in bad["error_message"]
+    assert "sample 2 cannot be made" in bad["error_message"]
     assert bad["file_name"] is None and bad["sha256"] is None
-    monkeypatch.setattr(GenerationWorker, "_generate", generate)
     assert run(job) == 3  # only failed rows are left, and nobody asked for them
     assert run(job, "--retry-failed") == 0
     mended = read_rows(job.output)[2]

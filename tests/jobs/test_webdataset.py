@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from job_runs import Job, read_hashes, read_rows
+from job_runs import Job, read_hashes, read_rows, unmakeable
 from PIL import Image
 
 from jobs.cli import main
@@ -149,23 +149,13 @@ def test_gc_knows_tars_of_dead_attempts(make_job, capsys):
     assert main(["verify", str(job.output)]) == 0
 
 
-def test_failed_sample_is_made_again_in_a_tar_of_its_own(make_job, monkeypatch):
-    from jobs.worker import GenerationWorker
-
-    generate = GenerationWorker._generate
-
-    def fail_on_two(self, batch):
-        if any(s.index == 2 for s in batch):
-            raise RuntimeError("no two")
-        return generate(self, batch)
-
-    monkeypatch.setattr(GenerationWorker, "_generate", fail_on_two)
+def test_failed_sample_is_made_again_in_a_tar_of_its_own(make_job):
     job = make_job(count=4)
-    assert run(job) == 3
+    with unmakeable(2):
+        assert run(job) == 3
     failed = read_rows(job.output)[2]
     assert (failed["status"], failed["tar"], failed["tar_offset"]) == ("failed", None, None)
     assert failed["file_name"] is None
-    monkeypatch.setattr(GenerationWorker, "_generate", generate)
     assert run(job, "--retry-failed") == 0
     rows = read_rows(job.output)
     assert [r["revision"] for r in rows] == [0, 0, 1, 0]

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +64,23 @@ def read_rows(output: Path) -> list[dict]:
 
 def read_hashes(output: Path) -> dict[int, str]:
     return {row["index"]: row["pixels_sha256"] for row in read_rows(output)}
+
+
+@contextlib.contextmanager
+def unmakeable(index: int) -> Iterator[None]:
+    """Meanwhile the workers of this process fail at a sample, and at every batch that it is in."""
+    from jobs.worker import GenerationWorker
+
+    generate = GenerationWorker._generate
+
+    def fail(self, batch):
+        if any(sample.index == index for sample in batch):
+            raise RuntimeError(f"sample {index} cannot be made")
+        return generate(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GenerationWorker, "_generate", fail)
+        yield
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
