@@ -24,7 +24,14 @@ from torch import Tensor
 
 from zimage_core.config import CheckpointError, shown
 from zimage_core.regular_file import open_regular
-from zimage_core.stored_tensor import PLAIN_DTYPES, Encoding, Shape, StoredTensor, plain_encoding
+from zimage_core.stored_tensor import (
+    MAX_NAME,
+    PLAIN_DTYPES,
+    Encoding,
+    Shape,
+    StoredTensor,
+    plain_encoding,
+)
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -59,6 +66,7 @@ _MAX_DEPTH = 4
 _MAX_HEADER = 64 * 2**20
 _MAX_ENTRIES = 2**16  # of the metadata, and tensors
 _MAX_TEXT = 2**20
+_MAX_ITEMS = 2**20  # of an array of texts or arrays: each takes time, however short
 
 
 class GgufHeader(NamedTuple):
@@ -140,6 +148,8 @@ class _Cursor:
         if of in _SCALARS:
             self.skip(count * struct.calcsize(_SCALARS[of]))
             return None
+        if count > _MAX_ITEMS:
+            raise self.corrupt(f"an array in its metadata has {count:,} items")
         for _ in range(count):
             if of == _STRING:
                 self.skip(self.number("Q"))
@@ -211,6 +221,11 @@ def _read(path: Path, cursor: _Cursor) -> GgufHeader:
 
 def _entry(cursor: _Cursor) -> tuple[str, Shape, int, int]:
     name = cursor.text()
+    if len(name) > MAX_NAME:
+        raise CheckpointError(
+            f"{cursor.path}: has a tensor whose name has {len(name):,} characters; allowed: up to "
+            f"{MAX_NAME:,}"
+        )
     num_dims = cursor.number("I")
     if num_dims > _MAX_DIMS:
         raise cursor.corrupt(f"tensor {name!r} has {num_dims} dimensions")

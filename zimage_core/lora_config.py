@@ -11,13 +11,15 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zimage_core.config import CheckpointError, read_json, shown, unrepeated
+
+_Number = TypeVar("_Number", int, float)
 
 METADATA_KEY = "lora_adapter_metadata"
 PEFT_FILE = "adapter_model.safetensors"
@@ -107,26 +109,34 @@ def _parse(source: str, values: Mapping[str, Any]) -> AdapterConfig:
             raise CheckpointError(f"{source}: {key} is {shown(value)}; allowed: a number above 0")
         return float(value)
 
-    def numbers(key: str) -> dict[str, float]:
-        patterns = values.get(key) or {}
-        if not isinstance(patterns, dict):
-            raise CheckpointError(f"{source}: {key} is {shown(patterns)}; allowed: a mapping")
-        if len(patterns) > _MAX_PATTERNS:
+    def whole(key: str, value: Any) -> int:
+        found = number(key, value)
+        if not found.is_integer():
             raise CheckpointError(
-                f"{source}: {key} has {len(patterns):,} entries; allowed: up to {_MAX_PATTERNS:,}"
+                f"{source}: {key} is {shown(value)}; allowed: a whole number above 0"
             )
-        for pattern in patterns:
+        return int(found)
+
+    def patterns(key: str, read: Callable[[str, Any], _Number]) -> dict[str, _Number]:
+        found = values.get(key) or {}
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{source}: {key} is {shown(found)}; allowed: a mapping")
+        if len(found) > _MAX_PATTERNS:
+            raise CheckpointError(
+                f"{source}: {key} has {len(found):,} entries; allowed: up to {_MAX_PATTERNS:,}"
+            )
+        for pattern in found:
             _check_pattern(f"{source}: {key}", pattern)
-        return {p: number(f"{key}.{p}", v) for p, v in patterns.items()}
+        return {pattern: read(f"{key}.{pattern}", value) for pattern, value in found.items()}
 
     alpha_key = "lora_alpha" if "lora_alpha" in values else "alpha"
     alpha, rank = values.get(alpha_key), values.get("r")
     return AdapterConfig(
         source=source,
         alpha=None if alpha is None else number(alpha_key, alpha),
-        rank=None if rank is None else int(number("r", rank)),
-        alpha_pattern=numbers("alpha_pattern"),
-        rank_pattern={pattern: int(value) for pattern, value in numbers("rank_pattern").items()},
+        rank=None if rank is None else whole("r", rank),
+        alpha_pattern=patterns("alpha_pattern", number),
+        rank_pattern=patterns("rank_pattern", whole),
         use_rslora=bool(values.get("use_rslora")),
     )
 

@@ -18,13 +18,20 @@ import torch
 
 from zimage_core.config import CheckpointError, shown, unrepeated
 from zimage_core.regular_file import open_regular
-from zimage_core.stored_tensor import PLAIN_DTYPES, Encoding, StoredTensor, plain_encoding
+from zimage_core.stored_tensor import (
+    MAX_NAME,
+    PLAIN_DTYPES,
+    Encoding,
+    StoredTensor,
+    plain_encoding,
+)
 
 # The longest header that the safetensors library takes.
 _MAX_HEADER_ANYWHERE = 100_000_000
 # The largest that are in use, of adapters with a record of their training, have a few MB.
 _MAX_HEADER = 25_000_000
 _MAX_DIMS = 8
+_ZIP = b"PK\x03\x04"  # as torch.save writes
 
 FLOAT8_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 # Elements and bytes of the smallest whole number of bytes of types that no weight here may have.
@@ -65,6 +72,11 @@ def read_header(path: Path) -> SafetensorsHeader:
             length = int.from_bytes(start, "little")
             if start == b"version ":
                 raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights themselves")
+            if start.startswith(_ZIP):
+                raise CheckpointError(
+                    f"{path}: is a ZIP file, as pickles are, which can run code when they are "
+                    "read; allowed: a safetensors file"
+                )
             if len(start) < 8 or size - 8 < length <= _MAX_HEADER_ANYWHERE:
                 raise CheckpointError(f"{path}: is truncated: {size} bytes do not hold its header")
             if _MAX_HEADER < length <= size - 8:
@@ -93,6 +105,11 @@ def read_header(path: Path) -> SafetensorsHeader:
     end = 0
     tensors: dict[str, StoredTensor] = {}
     for begin, stop, key, dtype, shape in sorted(places):
+        if len(key) > MAX_NAME:
+            raise CheckpointError(
+                f"{path}: has a tensor whose name has {len(key):,} characters; allowed: up to "
+                f"{MAX_NAME:,}"
+            )
         encoding = _ENCODINGS.get(dtype)
         if encoding is None:
             raise CheckpointError(

@@ -26,6 +26,10 @@ from zimage_core.config import CheckpointError
 Shape = tuple[int, ...]
 Decode = Callable[[Tensor], Tensor]
 
+# Characters of a tensor's name. Names are compared in many spellings, which takes time with their
+# length; the longest in use have some 150.
+MAX_NAME = 1000
+
 # Elements that are decoded at once. Decoding a quantised type makes several temporary arrays, which
 # this keeps within a core's cache; a plain cast makes none.
 _PIECE = 1 << 22

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zimage_core.config import CheckpointError, read_json_object
+from zimage_core.config import CheckpointError, read_json_object, shown
 from zimage_core.gguf_file import MAGIC as GGUF_MAGIC
 from zimage_core.gguf_file import read_gguf_header
 from zimage_core.safetensors_file import read_header
@@ -20,6 +20,7 @@ from zimage_core.stored_tensor import StoredTensor
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_PROBLEMS = 10
+_SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,10 @@ def find_weight_files(folder: Path, stem: str) -> tuple[list[Path], dict[str, st
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         # A bare name of this folder: an index must not lead anywhere else.
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if not _SHARD.fullmatch(name):
             raise CheckpointError(
-                f"{index}: weight_map names {name!r}; allowed: a .safetensors file in its folder"
+                f"{index}: weight_map names {shown(name)}; allowed: a .safetensors file in its "
+                "folder"
             )
     refuse_all(
         [
