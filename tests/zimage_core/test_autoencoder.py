@@ -3,46 +3,18 @@
 import diffusers
 import pytest
 import torch
+from autoencoder_configs import CONFIGS, autoencoder_values, random_state
 
 from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.config import AutoencoderConfig
 
-BASE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (8, 16, 16, 24),
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "mid_block_add_attention": True,
-}
-CONFIGS = {
-    "flux-like": {},
-    "two-layers": {"layers_per_block": 2, "latent_channels": 16},
-    "no-attention": {"mid_block_add_attention": False},
-    "quant-convs": {"use_quant_conv": True, "use_post_quant_conv": True},
-    "two-stages": {"block_out_channels": (16, 8), "norm_num_groups": 8, "out_channels": 4},
-}
-
 
 def pair(**changes):
     """Make our model and diffusers' with the same random weights, norms and biases included."""
-    values = {**BASE, **changes}
-    stages = len(values["block_out_channels"])
-    values["down_block_types"] = ("DownEncoderBlock2D",) * stages
-    values["up_block_types"] = ("UpDecoderBlock2D",) * stages
+    values = autoencoder_values(**changes)
     ours = AutoencoderKL(AutoencoderConfig(**values)).eval()
     theirs = diffusers.AutoencoderKL(**values).eval()
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        key: torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5
-        for key, tensor in theirs.state_dict().items()
-    }
+    state = random_state(theirs.state_dict())
     theirs.load_state_dict(state)
     ours.load_state_dict(state)  # strict: also proves that the keys are equal
     return ours, theirs

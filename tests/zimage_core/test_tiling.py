@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from autoencoder_configs import CONFIGS, autoencoder_values, random_state
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,42 +28,12 @@ ROOT = Path(__file__).parents[2]
 TINY = ROOT / "data/checkpoints/z-image-tiny"
 PUBLISHED = ROOT / "zimage_core/published/vae.json"
 MIB = 2**20
-BASE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (8, 16, 16, 24),
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "mid_block_add_attention": True,
-}
-CONFIGS = {
-    "flux-like": {},
-    "two-layers": {"layers_per_block": 2, "latent_channels": 16},
-    "no-attention": {"mid_block_add_attention": False},
-    "quant-convs": {"use_quant_conv": True, "use_post_quant_conv": True},
-    "two-stages": {"block_out_channels": (16, 8), "norm_num_groups": 8, "out_channels": 4},
-}
 
 
 def make_vae(**changes):
-    values = {**BASE, **changes}
-    stages = len(values["block_out_channels"])
-    values["down_block_types"] = ("DownEncoderBlock2D",) * stages
-    values["up_block_types"] = ("UpDecoderBlock2D",) * stages
-    vae = AutoencoderKL(AutoencoderConfig(**values)).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    vae.load_state_dict(
-        {
-            key: torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5
-            for key, tensor in vae.state_dict().items()
-        }
-    )
+    config = AutoencoderConfig(**autoencoder_values(**changes))
+    vae = AutoencoderKL(config).eval().requires_grad_(False)
+    vae.load_state_dict(random_state(vae.state_dict()))
     return vae
 
 
