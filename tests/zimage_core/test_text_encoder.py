@@ -209,6 +209,61 @@ def test_encode_prompts_equals_diffusers(tmp_path, tokenizer):
     assert encode_prompts(ours, tokenizer, [], 48, "cpu") == []
 
 
+WORDS = ["a", "red", "apple", "portrait", "of", "an", "old", "woman", "with", "curly", "hair"]
+
+
+def prompts_of(*numbers):
+    """Prompts of so many words, no two alike."""
+    return [" ".join(WORDS[(i + k) % len(WORDS)] for k in range(n)) for i, n in enumerate(numbers)]
+
+
+def shapes_of_batches(encoder, call):
+    """What a call gives, and the shapes (B, L) of the ids that the encoder saw."""
+    shapes = []
+    hook = encoder.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    try:
+        return call(), shapes
+    finally:
+        hook.remove()
+
+
+def test_many_prompts_are_encoded_in_bounded_batches_as_if_alone(tmp_path, tokenizer):
+    ours, _ = pair(tmp_path)
+    numbers = torch.randint(0, 90, (60,), generator=torch.Generator().manual_seed(3)).tolist()
+    prompts = prompts_of(*numbers, 900, 1, 850)
+    lengths = [len(ids) for ids in tokenize(tokenizer, prompts, 3000)]
+    assert max(lengths) > 2048 // 2  # so that two of the long ones do not fit
+    encoded, shapes = shapes_of_batches(
+        ours, lambda: encode_prompts(ours, tokenizer, prompts, 3000, "cpu")
+    )
+    assert [len(features) for features in encoded] == lengths
+    assert sum(size for size, _ in shapes) == len(prompts) > len(shapes)
+    assert all(size == 1 or size * length <= 2048 for size, length in shapes)
+    assert sum(size * length for size, length in shapes) - sum(lengths) <= 256 * len(shapes)
+    for features, prompt in zip(encoded, prompts, strict=True):
+        (alone,) = encode_prompts(ours, tokenizer, [prompt], 3000, "cpu")
+        assert relative(features, alone) < 1e-5
+
+
+def test_a_prompts_features_do_not_depend_on_the_order_of_a_call(tmp_path, tokenizer):
+    ours, _ = pair(tmp_path)
+    prompts = prompts_of(*range(1, 80, 2), *range(1, 80, 3))
+    forward = encode_prompts(ours, tokenizer, prompts, 512, "cpu")
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = encode_prompts(ours, tokenizer, [prompts[i] for i in order], 512, "cpu")
+    assert all(torch.equal(found, forward[i]) for i, found in zip(order, shuffled, strict=True))
+
+
+@pytest.mark.parametrize("numbers", [(0,), (5, 9, 5, 30), (25,) * 8])
+def test_few_prompts_share_one_batch(tmp_path, tokenizer, numbers):
+    ours, _ = pair(tmp_path)
+    prompts = prompts_of(*numbers)
+    _, shapes = shapes_of_batches(
+        ours, lambda: encode_prompts(ours, tokenizer, prompts, 512, "cpu")
+    )
+    assert [size for size, _ in shapes] == [len(prompts)]
+
+
 def test_real_model_is_built_without_its_last_layer():
     config = TextEncoderConfig(
         vocab_size=151936,
