@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from jobs.address import environment_address, unreachable_reason
+from jobs.canary_check import canary_problems, check_canary, format_canary
 from jobs.memory_needs import format_memory, memory_report, smallest_need
 from jobs.quantities import memory_size
 
@@ -47,7 +48,7 @@ def doctor(model_dir: Path | None = None, parts: Mapping[str, Path] | None = Non
         parts: what replaces models of it, by name.
 
     Returns a mapping that `json.dumps` takes: `ok`, `versions`, `cpu`, `device`, `gpus`,
-    `attention`, `attention_auto`, `compile`, `disk`, `ray`, `model`, `problems`.
+    `attention`, `attention_auto`, `compile`, `disk`, `ray`, `model`, `canary`, `problems`.
     """
     problems = _Problems()
     versions = _versions(problems)
@@ -66,8 +67,12 @@ def doctor(model_dir: Path | None = None, parts: Mapping[str, Path] | None = Non
         "disk": _disk(problems),
         "ray": _ray(problems),
         "model": None if model_dir is None else _model(model_dir, gpus, problems, parts),
-        "problems": list(problems),
+        "canary": None,
     }
+    if report["model"] is not None and report["model"]["ok"]:
+        report["canary"] = check_canary(report, parts or {})
+        problems.extend(canary_problems(report["canary"]))
+    report["problems"] = list(problems)
     report["ok"] = not problems
     return report
 
@@ -113,6 +118,8 @@ def format_doctor(report: Report) -> str:
         )
     elif model is not None:
         lines.append(f"model      {model['path']}: cannot be used")
+    if report["canary"] is not None:
+        lines.append(format_canary(report["canary"]))
     for entry in report["problems"]:
         lines += [f"PROBLEM    {entry['problem']}", f"           mend it: {entry['fix']}"]
     lines.append("no problems" if report["ok"] else f"{len(report['problems'])} problem(s)")

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from jobs import canary_check
 from jobs import doctor as doctor_module
 from jobs.address import ADDRESS_VARIABLES
 from jobs.doctor import MINIMUM, doctor, format_doctor
 from jobs.resources import bundle_root
+from zimage_core import ZImagePipeline
 
 KEYS = [
     "ok",
@@ -27,8 +29,14 @@ KEYS = [
     "disk",
     "ray",
     "model",
+    "canary",
     "problems",
 ]
+CANARY_KEYS = [
+    *("device", "dtype", "attention", "batches_agree", "difference", "tolerance"),
+    *("seconds", "reason"),
+]
+TINY = bundle_root() / "data" / "checkpoints" / "z-image-tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -187,24 +195,55 @@ def test_ray_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_is_summed_up_or_its_fault_named(tmp_path: Path) -> None:
-    tiny = bundle_root() / "data" / "checkpoints" / "z-image-tiny"
-    if not (tiny / "model_index.json").exists():
-        from zimage_core.tiny.make import make_checkpoint
-
-        tiny = make_checkpoint(tmp_path / "tiny")
-    report = doctor(tiny)
+    report = doctor(TINY)
     model = report["model"]
     assert model["ok"] is True
     assert set(model["parameters"]) == {"transformer", "vae", "text_encoder"}
     assert model["bytes"] > 100_000
     assert model["files"] >= 8
-    assert "complete" in format_doctor(report)
+    canary = report["canary"]
+    assert list(canary) == CANARY_KEYS
+    assert canary["batches_agree"] is True and canary["reason"] is None
+    assert 0 <= canary["difference"] <= canary["tolerance"] == 1e-4
+    assert (canary["device"], canary["dtype"]) == ("cpu", "float32")
+    assert canary["attention"] == report["attention_auto"]
+    assert report["ok"] and report["problems"] == []
+    text = format_doctor(report)
+    assert "complete" in text
+    assert "canary     images of a batch agree with the same made alone, on cpu (float32" in text
 
     report = doctor(tmp_path / "nothing")
     assert report["model"]["ok"] is False
+    assert report["canary"] is None
     assert str(tmp_path / "nothing") in report["model"]["error"]
     assert report["ok"] is False
     assert "cannot be used" in format_doctor(report)
+
+
+def test_batches_that_are_wrong_on_this_machine_are_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    denoise = ZImagePipeline.denoise
+
+    def wrong(self: Any, prompts: Any, **kwargs: Any) -> Any:
+        return denoise(self, prompts, **kwargs) * (1.5 if len(prompts) > 1 else 1.0)
+
+    monkeypatch.setattr(ZImagePipeline, "denoise", wrong)
+    report = doctor(TINY)
+    assert report["canary"]["batches_agree"] is False
+    assert report["canary"]["difference"] > 0.1
+    assert report["ok"] is False
+    assert "on cpu with attention native: workers make every image alone here" in fixes(report)
+    assert "DIFFER from the same made alone" in format_doctor(report)
+
+
+def test_a_model_too_large_for_this_machine_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary_check, "_available_memory", lambda limit: 5_000_000)
+    report = doctor(TINY)
+    assert report["canary"]["batches_agree"] is None
+    assert "too little for this model" in report["canary"]["reason"]
+    assert report["ok"], "the machine is in order, and so is the model"
+    assert "nothing to compare on cpu" in format_doctor(report)
 
 
 def test_a_gpu_too_small_for_any_image_is_a_problem(tmp_path: Path) -> None:
@@ -222,6 +261,7 @@ def test_docs_name_every_key() -> None:
     report = doctor()
     for key in KEYS:
         assert f"`{key}`" in section
-    for key in ("cpu", "disk", "ray"):
+    report["canary"] = dict.fromkeys(CANARY_KEYS)
+    for key in ("cpu", "disk", "ray", "canary"):
         for name in report[key]:
             assert f"`{name}`" in section, name
