@@ -237,6 +237,8 @@ class RayExecutor:
             elif ref in worker.trimming:
                 lease = worker.trimming.pop(ref)
                 self._events.append(Trimmed(worker.name, lease, tuple(ray.get(ref))))
+                if worker.ended is not None and not worker.owes_answer:
+                    self._end(worker, worker.ended)
             elif ref is worker.loading:
                 seconds, canary = ray.get(ref)
                 worker.loading = None
@@ -266,14 +268,22 @@ class RayExecutor:
         worker.moved = time.monotonic()
         assert worker.info is not None
         if isinstance(message, tuple):
-            lease, _ = worker.leases.popleft()
-            drained = message[1]
-            self._events.append(LeaseEnded(worker.name, lease, drained))
-            if drained and not self._draining:
-                self._leaves(worker, "it was told to stop")
+            # The answer to a question comes another way, and may come later than the end of a
+            # lease; but what the worker has given up would then be left to nobody.
+            if worker.owes_answer:
+                worker.ended = message
+            else:
+                self._end(worker, message)
         else:
             lease = worker.leases[0][0]
             self._events.append(Progress(worker.name, worker.info, lease, message))
+
+    def _end(self, worker: RayHandle, message: tuple[str, bool]) -> None:
+        lease, _ = worker.leases.popleft()
+        worker.ended, drained = None, message[1]
+        self._events.append(LeaseEnded(worker.name, lease, drained))
+        if drained and not self._draining:
+            self._leaves(worker, "it was told to stop")
 
     def _watch(self) -> None:
         """Ask busy workers whether they move, and give up those that do not."""

@@ -17,6 +17,7 @@ class RayHandle:
 
     Args:
         trimming: questions for parts of leases that it has not answered.
+        ended: what it said at the end of its first lease, while such an answer is still to come.
         leaving: it was told to end what is under way and to begin nothing.
         moved: when it last did something, by our clock.
     """
@@ -29,6 +30,7 @@ class RayHandle:
     ready: bool = False
     leases: deque[tuple[Lease, Any]] = field(default_factory=deque)
     trimming: dict[Any, Lease] = field(default_factory=dict)
+    ended: tuple[str, bool] | None = None
     leaving: bool = False
     beating: Any = None
     ticks: int = -1
@@ -46,9 +48,15 @@ class RayHandle:
         if self.loading is not None:
             if self.describing is None:
                 refs.append(self.loading)
-        elif self.leases:
+        elif self.leases and self.ended is None:
             refs.append(self.leases[0][1])
         return refs
+
+    @property
+    def owes_answer(self) -> bool:
+        """Whether it was asked for parts of its first lease, and has not answered."""
+        first = self.leases[0][0].attempt
+        return any(lease.attempt == first for lease in self.trimming.values())
 
 
 def cause_of(error: BaseException) -> BaseException:
