@@ -21,6 +21,7 @@ from jobs.config import SamplingConfig
 from jobs.device import empty_cache, is_device_failure, is_out_of_memory
 from jobs.image_faults import ImageFault, to_pixels
 from jobs.plan import Sample
+from jobs.text_features import TextFeatures
 from jobs.writers import Pixels
 from zimage_core import LoraSwitcher, ZImagePipeline
 from zimage_core.offload import compute_device, use
@@ -76,6 +77,7 @@ class BatchStages:
         self._loras = loras
         self._scales = scales
         self._sampling = sampling
+        self._features = TextFeatures(pipeline, sampling.max_sequence_length)
         self._images_root = images_root
         self._on_step = on_step
         self._log = log
@@ -115,7 +117,7 @@ class BatchStages:
                 return image
         draft = Draft([sample])
         with in_float32(models.text_encoder):
-            self._encode(draft)
+            self._encode_with(self._features.encode_anew, draft)
         if sample.init_image is not None:
             with in_float32(models.vae):
                 self._start(draft, starts)
@@ -168,17 +170,13 @@ class BatchStages:
                     self._denoised[_indices(draft.samples)] = draft
 
     def _encode(self, draft: Draft) -> None:
-        batch, sampling = draft.samples, self._sampling
-        # Encoded together with the batch's own prompts and no others: what shares a padded batch
-        # moves the last bits of a float, and the batch is what the plan fixes.
-        draft.prompts = self._pipeline.encode(
-            [s.prompt for s in batch], max_sequence_length=sampling.max_sequence_length
-        )
-        if sampling.guidance_scale > 0:
-            draft.negatives = self._pipeline.encode(
-                [s.negative_prompt for s in batch],
-                max_sequence_length=sampling.max_sequence_length,
-            )
+        self._encode_with(self._features.encode, draft)
+
+    def _encode_with(self, encode: Callable[[Sequence[str]], list[Tensor]], draft: Draft) -> None:
+        batch = draft.samples
+        draft.prompts = encode([s.prompt for s in batch])
+        if self._sampling.guidance_scale > 0:
+            draft.negatives = encode([s.negative_prompt for s in batch])
         # A generator draws the latents of an image to start from, and the noise after them.
         draft.generators = [torch.Generator("cpu").manual_seed(s.seed) for s in batch]
         self._on_step(0)

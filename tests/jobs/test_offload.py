@@ -90,7 +90,7 @@ def test_phases_with_images_to_start_from(
     (pictures / "3.png").write_bytes(whole[: len(whole) // 2])  # noticed when it is decoded
     with (tmp_path / "t.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
-            [["prompt", "photo"], *(["a cat", f"{i}.png"] for i in range(4))]
+            [["prompt", "photo"], *([f"cat {i}", f"{i}.png"] for i in range(4))]
         )
     flags = [
         *("--set", "prompts.generator=table", "--set", f"prompts.profiles={tmp_path / 't.csv'}"),
