@@ -204,11 +204,16 @@ class Driver:
                 self._load_error = event.message
                 if self.executor.num_workers:
                     node = event.info.node if event.info else "its node"
-                    self.report.say(f"worker {event.worker} on {node} left aside: {event.message}")
+                    where = f"on {node}" if event.device_only else f"and {node}"
+                    self.report.say(
+                        f"worker {event.worker} {where} left aside, the others go on: "
+                        f"{event.message}"
+                    )
                 self.epoch.event(
                     "load_failed",
                     worker=event.worker,
                     node=event.info.node if event.info else None,
+                    node_id=event.info.node_id if event.info else None,
                     message=event.message,
                 )
 

@@ -45,6 +45,10 @@ class ModelError(JobError):
     """The model cannot be loaded where it must run: exit 5."""
 
 
+class DeviceUnusableError(ModelError):
+    """The model cannot be run on a worker's device; on others of its node it may: exit 5."""
+
+
 class ClusterError(JobError):
     """Ray cannot be reached or cannot give what the job needs: exit 5."""
 

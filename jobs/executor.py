@@ -192,11 +192,16 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """A worker could not load its model; the message is for the user."""
+    """A worker could not load its model; the message is for the user.
+
+    Args:
+        device_only: it is its device that is not to be used; else its node.
+    """
 
     worker: str
     info: WorkerInfo | None
     message: str
+    device_only: bool = False
 
 
 Event = WorkerReady | Progress | LeaseEnded | Trimmed | WorkerLeaving | WorkerLost | LoadFailed

@@ -17,7 +17,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from jobs.errors import ClusterError, InputError, JobError, StorageUnusableError
+from jobs.errors import (
+    ClusterError,
+    DeviceUnusableError,
+    InputError,
+    JobError,
+    ModelError,
+    StorageUnusableError,
+)
 from jobs.executor import (
     Event,
     Lease,
@@ -88,8 +95,17 @@ class RayExecutor:
     def start(self) -> WorkerInfo:
         """See `Executor.start`."""
         self.pool.start()
+        self._first = self._next_described()
+        assert self._first.info is not None
+        return self._first.info
+
+    def _next_described(self) -> RayHandle:
+        """The worker that is the first to say where it runs."""
         begun, reason = time.monotonic(), ""
         while True:
+            for worker in self.pool.workers:
+                if worker.info is not None:
+                    return worker
             describing = {w.describing: w for w in self.pool.workers}
             if not describing:
                 raise ClusterError(f"every worker died before it could start: {reason}")
@@ -100,17 +116,13 @@ class RayExecutor:
             worker = describing[done[0]]
             try:
                 worker.info = ray.get(done[0])
+                worker.describing = None
             except RayError as error:
                 self.pool.workers.remove(worker)
                 cause = cause_of(error)
                 if isinstance(cause, JobError):
                     raise cause from error
                 reason = last_line(error)
-                continue
-            assert worker.info is not None
-            worker.describing = None
-            self._first = worker
-            return worker.info
 
     def _wait_for_room(self, waited: float) -> None:
         """Say that no worker has started; an autoscaler may take minutes to bring a node."""
@@ -129,14 +141,24 @@ class RayExecutor:
         return dict(self._ask("memory_needed"))
 
     def _ask(self, method: str) -> Any:
-        try:
-            answer = getattr(self._first.actor, method).remote()
-            return ray.get(answer, timeout=max(_LOAD_LIMIT, self.stall_timeout))
-        except RayError as error:
-            cause = cause_of(error)
-            if isinstance(cause, JobError):
-                raise cause from error
-            raise ClusterError(f"worker {self._first.name} died: {error}") from error
+        """Ask a worker; where its node has no usable weights, one of another node."""
+        while True:
+            worker = self._first
+            try:
+                answer = getattr(worker.actor, method).remote()
+                return ray.get(answer, timeout=max(_LOAD_LIMIT, self.stall_timeout))
+            except RayError as error:
+                cause = cause_of(error)
+                if isinstance(cause, ModelError):
+                    self.pool.leave_aside(worker)
+                    self._events.append(LoadFailed(worker.name, worker.info, str(cause)))
+                    self.pool.fill()
+                    if self.pool.workers:
+                        self._first = self._next_described()
+                        continue
+                if isinstance(cause, JobError):
+                    raise cause from error
+                raise ClusterError(f"worker {worker.name} died: {error}") from error
 
     def load(self, settings: Settings) -> None:
         """See `Executor.load`."""
@@ -243,6 +265,7 @@ class RayExecutor:
                 seconds, canary = ray.get(ref)
                 worker.loading = None
                 worker.ready = True
+                self.pool.loaded(worker)
                 assert worker.info is not None
                 self._events.append(WorkerReady(worker.name, worker.info, seconds, canary))
             else:
@@ -255,10 +278,12 @@ class RayExecutor:
             if isinstance(cause, StorageUnusableError):
                 raise cause from error
             if isinstance(cause, JobError) and not worker.ready:
-                self.pool.leave_aside(worker)
+                device_only = isinstance(cause, DeviceUnusableError)
+                self.pool.leave_aside(worker, device_only=device_only)
                 if isinstance(cause, InputError):
                     raise cause from error
-                self._events.append(LoadFailed(worker.name, worker.info, str(cause)))
+                failed = LoadFailed(worker.name, worker.info, str(cause), device_only)
+                self._events.append(failed)
             else:
                 self._lose(worker, "worker_died", f"{type(cause).__name__}: {cause}")
         except RayError as error:
@@ -311,3 +336,7 @@ class RayExecutor:
                 worker.name, worker.info, running, tuple(leases[1:]), kind, reason, worker.ready
             )
         )
+        words = None if worker.ready else self.pool.died_unloaded(worker)
+        if words is not None:
+            message = f"{words}; the last of them: {reason}"
+            self._events.append(LoadFailed(worker.name, worker.info, message))

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray._private import state as ray_state
 from ray.exceptions import RayTaskError
 
 from jobs.executor import Lease, WorkerInfo
@@ -59,6 +60,14 @@ class RayHandle:
         return any(lease.attempt == first for lease in self.trimming.values())
 
 
+def node_of(worker: RayHandle) -> str:
+    """Ray's name of the node of an actor, also of one that died before it could say; or ""."""
+    if worker.info is not None:
+        return worker.info.node_id
+    known = ray_state.actors(worker.actor._actor_id.hex())
+    return str(known.get("Address", {}).get("NodeID", ""))
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The exception that was raised in the worker."""
     cause = error.cause if isinstance(error, RayTaskError) else None
@@ -68,6 +77,8 @@ def cause_of(error: BaseException) -> BaseException:
 def first_line(error: BaseException) -> str:
     """An error of Ray without the pages that follow."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "creation task" in lines[0]:
+        return lines[-1]  # what the actor's constructor raised
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 

@@ -24,7 +24,7 @@ from jobs.capabilities import device_capabilities
 from jobs.claims import Claims
 from jobs.config import JobConfig
 from jobs.device import DeviceError, describe_device, is_device_failure
-from jobs.errors import ModelError, StorageError
+from jobs.errors import DeviceUnusableError, StorageError
 from jobs.executor import (
     Finished,
     Lease,
@@ -263,7 +263,7 @@ class GenerationWorker:
         try:
             report = fly_canary(self._pipeline, self._tick)
         except DeviceError as error:
-            raise ModelError(
+            raise DeviceUnusableError(
                 f"the device of worker {self.name} on {socket.gethostname()} fails on a first "
                 f"image: {error}"
             ) from error

@@ -1,0 +1,91 @@
+"""Real Ray: nodes and devices on which no worker comes up cost a few tries, and get no others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from driver_loop import drive
+from sleeping_actor import SleepingActor
+
+from jobs.errors import DeviceUnusableError
+from jobs.executor import LoadFailed, Settings, WorkerLost, WorkerReady, WorkerSpec
+from jobs.ray_executor import RayExecutor
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
+SETTINGS = Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none")
+
+
+class Picky(SleepingActor):
+    """Cannot even be made where the package is missing, and does not load on GPU 0."""
+
+    def __init__(self, spec: WorkerSpec, name: str) -> None:
+        if os.environ.get("WITHOUT_PACKAGE"):
+            raise ModuleNotFoundError("No module named 'jobs'")
+        super().__init__(spec, name)
+
+    def load(self, settings: Settings) -> tuple[float, None]:
+        if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+            raise DeviceUnusableError("it fails on a first image")
+        return super().load(settings)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
+    options = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 80 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args=options)
+    made.add_node(**options, env_vars={"WITHOUT_PACKAGE": "1"})
+    ray.init(address=made.address, log_to_driver=False)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_node_where_workers_die_and_device_that_fails_are_left_aside(cluster: Any) -> None:
+    executor = RayExecutor(
+        WorkerSpec(json.dumps({"seconds": 0.1}), "nowhere", 1, "nonce"),
+        workers="auto",
+        gpus_per_worker=1,
+        threads_per_worker=1,
+        stall_timeout=60,
+        actor=Picky,
+    )
+    assert executor.start().node_id == cluster.head_node.node_id
+    killed: list[int] = []
+
+    def kill_once(scheduler: Any) -> None:
+        worker = next((w for w in executor.pool.workers if w.info is not None), None)
+        if not killed and executor.pool.target == 1 and worker is not None:
+            killed.append(worker.info.pid)
+            os.kill(worker.info.pid, signal.SIGKILL)  # what is free now is the bad node, and this
+
+    try:
+        executor.load(SETTINGS)
+        events = drive(executor, 200, shard_size=20, on_poll=kill_once).events
+        assert executor.num_workers == 1
+    finally:
+        executor.stop()
+    aside, device = sorted(
+        (event for event in events if isinstance(event, LoadFailed)), key=lambda e: e.device_only
+    )
+    assert device.device_only and device.message == "it fails on a first image"
+    assert not aside.device_only
+    assert aside.message.startswith("3 workers in a row died on ")
+    assert aside.message.endswith("the last of them: ModuleNotFoundError: No module named 'jobs'")
+    lost = [event for event in events if isinstance(event, WorkerLost)]
+    assert sorted(event.loaded for event in lost) == [False, False, False, True]
+    ready = [event.info for event in events if isinstance(event, WorkerReady)]
+    assert killed == [ready[0].pid]
+    assert {info.node_id for info in ready} == {cluster.head_node.node_id}
+    assert len(ready) == 2
