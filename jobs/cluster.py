@@ -111,16 +111,22 @@ def connected(num_cpus: int | None = None) -> Iterator[str]:
         return
     folder = tempfile.mkdtemp(prefix="zimage-", dir="/tmp")  # short: socket paths have a limit
     try:
-        with _own_sigterm():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                _temp_dir=folder,
-            )
+        try:
+            with _own_sigterm():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=folder,
+                )
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # Ray's way to say that its processes did not come up within half a minute
+            raise TimeoutError(str(error)) from error
         yield "a Ray cluster of its own on loopback"
     except (ConnectionError, TimeoutError) as error:
         raise ClusterError(f"no local Ray cluster could be started: {error}") from error

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from jobs import cluster
-from jobs.errors import InputError
+from jobs.errors import ClusterError, InputError
 
 
 @pytest.fixture
@@ -47,3 +47,17 @@ def test_connecting_leaves_the_handler_of_sigterm_as_it_was(
             assert signal.getsignal(signal.SIGTERM) is before
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ray_that_does_not_come_up_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**arguments: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as ray.init does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = "no local Ray cluster could be started: The current node timed out during startup."
+    with pytest.raises(ClusterError, match=words), cluster.connected():
+        raise AssertionError("connected to nothing")
