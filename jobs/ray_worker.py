@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import FrameType
 
 import ray
 
@@ -14,6 +17,22 @@ from jobs.executor import Lease, Message, Settings, WorkerInfo, WorkerSpec
 END = "end"  # the last answer to a lease, so that a stream that breaks off is told from one
 
 
+def drain_on_sigterm(drain: Callable[[], None]) -> None:
+    """Let a first SIGTERM to this process drain its worker, and a second one end it at once.
+
+    Ray's own handler, set before an actor is made, ends the process in the middle of a batch.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # Ray makes actors on the main thread; only that one can have handlers
+    ended = signal.getsignal(signal.SIGTERM)
+
+    def on_first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, ended)
+        drain()
+
+    signal.signal(signal.SIGTERM, on_first)
+
+
 class WorkerActor:
     """What runs in an actor's process: a GenerationWorker behind Ray's calls."""
 
@@ -21,6 +40,7 @@ class WorkerActor:
         from jobs.worker import GenerationWorker
 
         self.worker = GenerationWorker(spec, name)
+        drain_on_sigterm(self.worker.drain)
 
     def describe(self) -> WorkerInfo:
         """See `GenerationWorker.describe`."""
