@@ -1,4 +1,7 @@
-"""Real Ray: nodes and devices on which no worker comes up cost a few tries, and get no others."""
+"""Real Ray: nodes and devices on which no worker comes up cost a few tries, and get no others.
+
+And a worker that gets SIGTERM leaves, and has another one in its place.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,16 @@ from driver_loop import drive
 from sleeping_actor import SleepingActor
 
 from jobs.errors import DeviceUnusableError
-from jobs.executor import LoadFailed, Settings, WorkerLost, WorkerReady, WorkerSpec
+from jobs.executor import (
+    LoadFailed,
+    Settings,
+    WorkerLeaving,
+    WorkerLost,
+    WorkerReady,
+    WorkerSpec,
+)
 from jobs.ray_executor import RayExecutor
+from jobs.ray_worker import drain_on_sigterm
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 SETTINGS = Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none")
@@ -30,6 +41,7 @@ class Picky(SleepingActor):
         if os.environ.get("WITHOUT_PACKAGE"):
             raise ModuleNotFoundError("No module named 'jobs'")
         super().__init__(spec, name)
+        drain_on_sigterm(self.draining.set)
 
     def load(self, settings: Settings) -> tuple[float, None]:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
@@ -62,17 +74,17 @@ def test_node_where_workers_die_and_device_that_fails_are_left_aside(cluster: An
         actor=Picky,
     )
     assert executor.start().node_id == cluster.head_node.node_id
-    killed: list[int] = []
+    told: list[int] = []
 
-    def kill_once(scheduler: Any) -> None:
-        worker = next((w for w in executor.pool.workers if w.info is not None), None)
-        if not killed and executor.pool.target == 1 and worker is not None:
-            killed.append(worker.info.pid)
-            os.kill(worker.info.pid, signal.SIGKILL)  # what is free now is the bad node, and this
+    def tell_once(scheduler: Any) -> None:
+        worker = next((w for w in executor.pool.workers if w.leases), None)
+        if not told and executor.pool.target == 1 and worker is not None:
+            told.append(worker.info.pid)
+            os.kill(worker.info.pid, signal.SIGTERM)  # then its place is free, and the bad node
 
     try:
         executor.load(SETTINGS)
-        events = drive(executor, 200, shard_size=20, on_poll=kill_once).events
+        events = drive(executor, 200, shard_size=20, on_poll=tell_once).events
         assert executor.num_workers == 1
     finally:
         executor.stop()
@@ -84,8 +96,11 @@ def test_node_where_workers_die_and_device_that_fails_are_left_aside(cluster: An
     assert aside.message.startswith("3 workers in a row died on ")
     assert aside.message.endswith("the last of them: ModuleNotFoundError: No module named 'jobs'")
     lost = [event for event in events if isinstance(event, WorkerLost)]
-    assert sorted(event.loaded for event in lost) == [False, False, False, True]
+    assert [event.loaded for event in lost] == [False, False, False]
+    (leaving,) = [event for event in events if isinstance(event, WorkerLeaving)]
+    assert leaving.reason == "it was told to stop"
+    assert leaving.info is not None and [leaving.info.pid] == told
     ready = [event.info for event in events if isinstance(event, WorkerReady)]
-    assert killed == [ready[0].pid]
+    assert told == [ready[0].pid]
     assert {info.node_id for info in ready} == {cluster.head_node.node_id}
     assert len(ready) == 2
