@@ -33,6 +33,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from jobs.layers import Layers
+from jobs.terminal import without_credentials
 
 MAX_INT64 = 2**63 - 1
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -90,6 +91,8 @@ def _check_uri(uri: str) -> str:
         raise _fail(f"unknown scheme {scheme + separator}")
     if separator and not rest.strip("/"):
         raise _fail("no bucket is named")
+    if without_credentials(uri) != uri:  # it would be written to job.json, and shown
+        raise _fail("holds credentials, which belong into the environment")
     return uri
 
 
