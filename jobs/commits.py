@@ -32,14 +32,23 @@ import pyarrow.compute as pc
 from jobs import manifest
 from jobs.errors import StorageError
 from jobs.manifest import ManifestRow
+from jobs.part_check import MAX_FILE_BYTES
 from jobs.plan import JobPlan, Shard
 from jobs.storage import Storage
 
 FOLDER = "manifest"
 _READERS = 8
+
+
+def _number(least: int) -> str:
+    """A number of at least so many digits, written in one way alone."""
+    return rf"(\d{{{least}}}|[1-9]\d{{{least},}})"
+
+
 _NAME = re.compile(
-    r"(\d{8,})-r(\d{3,})-b(\d{4,})-(\d{4,})of(\d{4,})"
-    r"-n(\d{5,})-f(\d{5,})-p(\d{5,})-e(\d{6,})\.parquet"
+    rf"{_number(8)}-r{_number(3)}-b{_number(4)}-{_number(4)}of{_number(4)}"
+    rf"-n{_number(5)}-f{_number(5)}-p{_number(5)}-e{_number(6)}\.parquet",
+    re.ASCII,
 )
 
 
@@ -216,7 +225,7 @@ def _current(
 def read_part(storage: Storage, part: PartName, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one part. Raises StorageError if it is gone or damaged."""
     path = f"{FOLDER}/{part}"
-    content = storage.get(path)
+    content = storage.get(path, most=MAX_FILE_BYTES)
     if content is None:
         raise StorageError(f"{storage.uri}/{path}: the part was listed, but is gone")
     try:

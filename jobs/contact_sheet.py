@@ -8,7 +8,6 @@ For a look at a small output; it reads what is committed, of a job that is still
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -19,6 +18,7 @@ from PIL import Image
 from jobs.errors import EXIT_OK, InputError, JobError
 from jobs.output import IMAGE_COLUMNS, Output, read_image_bytes
 from jobs.terminal import visible
+from jobs.writers import decode_image
 from zimage_core.contact_sheet import contact_sheet
 
 
@@ -77,7 +77,7 @@ def _pictures(output: Output) -> Iterator[Image.Image]:
         if content is None:
             raise InputError(f"{row['file_name']}: the file is missing; see zimage verify")
         try:
-            yield Image.open(io.BytesIO(content)).convert("RGB")
+            yield Image.fromarray(decode_image(content))
         except OSError as error:
             raise InputError(
                 f"{row['file_name']}: cannot be decoded ({error}); see zimage verify"

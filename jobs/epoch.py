@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from jobs.errors import OutputInUseError, StorageError, SupersededError
 from jobs.storage import Storage
@@ -29,7 +29,17 @@ HEARTBEAT = 10.0  # seconds between two rewrites of the newest event file
 DEAD_AFTER = 60.0  # seconds without one after which a driver on another host is dead
 _MAX_FILE = 256 * 1024  # bytes after which the next event file begins
 _TRIES = 100
-_NAME = re.compile(r"\d{6,}-\d{5,}\.jsonl")
+_MAX_READ = 64 * 2**20  # far more than a file of events ever has
+# What is read of events: types by key.
+_FACTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "epoch": {"host": (str,), "pid": (int,), "started": (int, float), "nonce": (str,)},
+    "commit": {"part": (str,)},
+    "lease": {"attempt": (str,), "worker": (str,)},
+    "worker_ready": {"worker": (str,), "node": (str,), "device": (str,), "pid": (int,)},
+    "worker_died": {"worker": (str,)},
+    "worker_stalled": {"worker": (str,)},
+}
+_NAME = re.compile(r"\d{6,}-\d{5,}\.jsonl", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -227,18 +237,36 @@ def _event_files(storage: Storage) -> list[str]:
 def _read_event_file(storage: Storage, name: str) -> list[dict[str, Any]]:
     """The events of one file. Raises StorageError for a damaged one."""
     entries: list[dict[str, Any]] = []
-    for line in (storage.get(f"{FOLDER}/{name}") or b"").splitlines():
+    content = storage.get(f"{FOLDER}/{name}", most=_MAX_READ) or b""
+    for line in content.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
-        if not isinstance(entry, dict) or not {"event", "time"} <= entry.keys():
+        if not _is_event(entry):
             raise StorageError(
                 f"{storage.uri}/{FOLDER}/{name}: line {len(entries) + 1} is damaged; where no "
                 "driver is running, delete the file and run again"
             )
         entries.append(entry)
     return entries
+
+
+def _is_event(entry: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a line holds what readers of events count on, whoever wrote it."""
+    if not isinstance(entry, dict):
+        return False
+    event = entry.get("event")
+    if not isinstance(event, str) or not _is_time(entry.get("time")):
+        return False
+    return all(type(entry.get(key)) in kinds for key, kinds in _FACTS.get(event, {}).items())
+
+
+def _is_time(text: object) -> bool:
+    try:
+        return isinstance(text, str) and datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _now() -> str:

@@ -25,8 +25,10 @@ from jobs.storage import Storage
 
 MIN_AGE = timedelta(days=1)  # design: an attempt younger than this may still be under way
 IMAGES = "images"
-_ATTEMPT = re.compile(r"(\d{8,})-[a-z0-9]{6,16}")
-_TAR = re.compile(_ATTEMPT.pattern + r"\.tar(?:#\d+)?")  # an attempt of the webdataset layout
+_ATTEMPT = re.compile(r"(\d{8,})-[a-z0-9]{6,16}", re.ASCII)
+_TAR = re.compile(
+    _ATTEMPT.pattern + r"\.tar(?:#\d+)?", re.ASCII
+)  # an attempt of the webdataset layout
 _IMAGE = re.compile(NAME_PATTERN + r"_\d{8,}\.(?:png|jpg|webp)")
 _STAGED = re.compile(r"(.+)#\d+")  # object_store writes `name#1` and renames it
 # where files may have been staged, besides the attempts, and under which names

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import ErrorType
+from jobs.part_check import read_bounded
 
 SCHEMA_VERSION = 1
 _UTC = pa.timestamp("us", tz="UTC")
@@ -200,7 +201,8 @@ def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
     """The table in a Parquet file's bytes; of `columns` those of profiles and tars may be absent.
 
     Raises:
-        pa.ArrowInvalid, OSError: the file is damaged.
+        pa.ArrowException, OSError: the file is damaged, or holds what no part may: see
+            `part_check`.
     """
     # Without threads of Arrow's: parts are small, readers read many of them at once, and a thread
     # that lets go of a Python object while the interpreter ends aborts the process.
@@ -208,10 +210,7 @@ def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
         pa.BufferReader(content), page_checksum_verification=True, pre_buffer=False
     )
     names = None if not columns else [n for n in columns if n in file.schema_arrow.names]
-    missing = [n for n in columns or () if n in COLUMN_NAMES and n not in (names or ())]
-    if missing:
-        raise pa.ArrowInvalid(f"no column {', '.join(missing)}")
-    table = file.read(columns=names, use_threads=False)
+    table = read_bounded(file, SCHEMA, names)
     return table if names is None else table.select(names)
 
 

@@ -15,6 +15,7 @@ from jobs.quantities import counted
 from jobs.record import PATH, JobRecord, read_record
 from jobs.storage import Storage
 
+_MAX_IMAGE_BYTES = 2**30
 IMAGE_COLUMNS = ("file_name", "bytes", *TAR_SCHEMA.names)  # for `read_image_bytes`
 
 
@@ -48,6 +49,15 @@ class Output:
                 f"plans shards 0 to {record.plan.num_shards - 1}: one of the two comes from "
                 "another output, or from an earlier day"
             )
+        most = max(extent.shard_size for extent in record.plan.extents)
+        for parts in listing.parts.values():
+            for part in parts:
+                if part.rows > most or max(part.failed, part.failed_before) > part.rows:
+                    raise StorageError(
+                        f"{uri}/{FOLDER}/{part}: its name says {part.rows} rows, {part.failed} "
+                        f"failed, {part.failed_before} before; allowed: up to {most} rows of a "
+                        "shard, and no more failed ones"
+                    )
         return cls(storage, record, listing)
 
     def ok_rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -99,13 +109,20 @@ def read_image_bytes(storage: Storage, row: Mapping[str, object]) -> bytes | Non
         StorageUnusableError: it may not be read, or the row names something outside the output.
         StorageError: the storage does not answer.
     """
+    if not isinstance(row["file_name"], str):
+        raise StorageUnusableError(f"{storage.uri}: the row names no file")
     name, offset, size = stored_path(row), row.get("tar_offset"), row.get("bytes")
-    if name.startswith("/") or ".." in name.split("/"):
+    if not name or name.startswith("/") or ".." in name.split("/"):
         raise StorageUnusableError(f"{storage.uri}: {name!r}: leads out of the output")
     try:
         if row.get("tar") is None:
-            return storage.get(name)
-        if not isinstance(offset, int) or not isinstance(size, int) or min(offset, size) < 0:
+            return storage.get(name, most=_MAX_IMAGE_BYTES)
+        if (
+            not isinstance(offset, int)
+            or not isinstance(size, int)
+            or min(offset, size) < 0
+            or size > _MAX_IMAGE_BYTES
+        ):
             raise StorageUnusableError(
                 f"{storage.uri}: {name!r}: {size} bytes from {offset} are no part of a tar"
             )
@@ -129,7 +146,13 @@ def lost_parts(output: Output) -> list[str]:
         except ValueError as error:
             raise StorageError(f"{output.storage.uri}/events: a commit's part: {error}") from error
         rows = output.listing.state(part.shard).rows
-        complete = rows >= len(output.record.plan.shard(part.shard))
+        try:
+            complete = rows >= len(output.record.plan.shard(part.shard))
+        except KeyError:
+            raise StorageError(
+                f"{output.storage.uri}/events: a commit's part {part} is of a shard that {PATH} "
+                "does not plan: one of the two comes from another output"
+            ) from None
         replaced = part.revision == 0 or any(
             other.revision >= part.revision and other.epoch > part.epoch
             for other in output.listing.parts.get(part.shard, ())

@@ -21,6 +21,7 @@ from jobs.config import PNG_LEVEL, JobConfig
 from jobs.errors import FingerprintError, InputError, StorageError
 from jobs.executor import Settings
 from jobs.plan import Extent, JobPlan
+from jobs.record_check import MAX_BYTES, check_values
 from jobs.storage import Storage
 from prompt_generators import generator_source, read_profiles
 
@@ -92,7 +93,7 @@ def read_record(storage: Storage) -> JobRecord | None:
     Raises:
         StorageError: the file is damaged, or of a newer version of this project.
     """
-    content = storage.get(PATH)
+    content = storage.get(PATH, most=MAX_BYTES)
     if content is None:
         return None
     where = f"{storage.uri}/{PATH}"
@@ -107,6 +108,7 @@ def read_record(storage: Storage) -> JobRecord | None:
         data["job"]["model"] = {"quantization": "none", **data["job"]["model"]}
         # As before the key, at level 1; what encoded them shows in their bytes, not their pixels.
         data["job"]["output"] = {"png_level": PNG_LEVEL, **data["job"]["output"]}
+        check_values(data)
         fingerprint = dict(data["fingerprint"])
         prompts = PromptSource(**fingerprint.pop("prompts"))
         return JobRecord(
@@ -120,7 +122,7 @@ def read_record(storage: Storage) -> JobRecord | None:
             unaccepted=data["unaccepted"],
             command=tuple(data["command"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{where}: damaged: {type(error).__name__}: {error}; put it back, or choose another "
             "--output"

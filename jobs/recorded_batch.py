@@ -30,6 +30,7 @@ _COLUMNS = [
     )
 ]
 
+_MAX_PIXELS = 2**27  # a row that somebody else wrote is not worth all memory
 Row = dict[str, Any]
 
 
@@ -96,8 +97,11 @@ def _row_of(output: Output, rows: list[Row], index: int) -> Row:
             f"sample {index}: failed ({words}), so that there is no image to compare with; "
             "run the job again with --retry-failed"
         )
-    if index not in row["batch"]:
-        raise StorageError(f"{output.storage.uri}: sample {index}: its row's batch is without it")
+    if index not in row["batch"] or len(set(row["batch"])) < len(row["batch"]):
+        raise StorageError(
+            f"{output.storage.uri}: sample {index}: its row's batch is without it, or holds a "
+            "sample twice"
+        )
     return row
 
 
@@ -118,6 +122,11 @@ def _sample(output: Output, row: Row) -> Sample:
         if fault is not None:
             place = f"{output.storage.uri}: sample {row['index']}"
             raise StorageError(f"{place}: {side} {row[side]}: {fault}")
+    if row["width"] * row["height"] > _MAX_PIXELS:
+        raise StorageError(
+            f"{output.storage.uri}: sample {row['index']}: {row['width']} x {row['height']} "
+            f"pixels; allowed: up to {_MAX_PIXELS:,}"
+        )
     name, digest = row.get(_NAME_COLUMN), row.get(_HASH_COLUMN)
     return Sample(
         index=row["index"],

@@ -25,6 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import LocalStore
 
 from jobs.errors import InputError, StorageError, StorageUnusableError
+from jobs.local_paths import check_folders, check_kind
 from jobs.object_store import (
     SCHEMES,
     Verdict,
@@ -73,7 +74,7 @@ class Storage:
             if match is None or match.group(1) == "file":
                 path = uri[len("file://") :] if match else uri
                 self.root = Path(path).expanduser().absolute()
-                _check_folders(uri, self.root)
+                check_folders(uri, self.root)
                 # A reader of an output that is not there yet sees an empty one and makes nothing.
                 present = create or self.root.exists()
                 self._store: Any = LocalStore(self.root, mkdir=create) if present else None
@@ -122,9 +123,23 @@ class Storage:
 
         return self._retry("create", path, attempt)
 
-    def get(self, path: str) -> bytes | None:
-        """The content of `path`, or None where there is none. Raises StorageError."""
-        return self._get(path, lambda: obstore.get(self._store, path).bytes())
+    def get(self, path: str, *, most: int | None = None) -> bytes | None:
+        """The content of `path`, or None where there is none. Raises StorageError.
+
+        Args:
+            most: bytes that it may have; what has more is not read.
+        """
+
+        def read() -> Any:
+            found = obstore.get(self._store, path)
+            size = found.meta["size"]
+            if most is not None and size > most:
+                raise StorageUnusableError(
+                    f"{self.uri}/{path}: has {size:,} bytes; allowed: up to {most:,}"
+                )
+            return found.bytes()
+
+        return self._get(path, read)
 
     def get_range(self, path: str, start: int, length: int) -> bytes | None:
         """`length` bytes of `path` from `start`, fewer where it ends before; None as for `get`.
@@ -148,6 +163,7 @@ class Storage:
         def attempt() -> bool:
             if self._store is None:
                 return False
+            check_kind(self.uri, self.root, path)
             try:
                 obstore.head(self._store, path)
             except FileNotFoundError:
@@ -231,6 +247,7 @@ class Storage:
         def attempt() -> bytes | None:
             if self._store is None:
                 return None
+            check_kind(self.uri, self.root, path)
             try:
                 return bytes(read())
             except FileNotFoundError as error:
@@ -306,18 +323,6 @@ class _Patience:
         self._delay = min(2 * self._delay, _LAST_DELAY)
 
 
-def _check_folders(uri: str, root: Path) -> None:
-    """Say it in plain words where a file is in the way of the output's folder."""
-    for path in (root, *root.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise StorageUnusableError(
-                    f"output {uri!r} cannot be opened: {path} is a file; allowed: a folder, or a "
-                    "path that is not there yet"
-                )
-            return
-
-
 def _is_final(error: Exception) -> bool:
     """Whether trying again at once cannot help: permissions, a full or read-only disk."""
     text = str(error)
@@ -327,6 +332,8 @@ def _is_final(error: Exception) -> bool:
         "No space left",
         "quota exceeded",
         "Not a directory",
+        "Too many levels of symbolic links",
+        "File name too long",
     )
     kinds = (PermissionError, PermissionDeniedError)
     return isinstance(error, kinds) or any(word in text for word in final)

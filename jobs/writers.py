@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,6 +16,12 @@ from jobs.config import OutputConfig
 
 Pixels = NDArray[np.uint8]
 ImageFormat = Literal["png", "jpeg", "webp"]
+
+
+_DECODED = ("PNG", "JPEG", "WEBP")
+_MAX_PIXELS = 2**27  # such as 16384 x 8192
+# Sizes are checked here; and of threads that decode, none may change the warnings of all.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class Writer(Protocol):
@@ -90,9 +97,22 @@ def pixels_sha256(pixels: Pixels) -> str:
 
 
 def decode_image(content: bytes) -> Pixels:
-    """An image file's pixels as uint8 (H, W, 3). Raises OSError for a damaged file."""
-    with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB"))
+    """An image file's pixels as uint8 (H, W, 3).
+
+    Raises OSError for a file that is damaged, too large, or of a format that is not written here.
+    """
+    try:
+        # Other readers of Pillow's are left alone: some start other programs.
+        with Image.open(io.BytesIO(content), formats=_DECODED) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise OSError(
+                    f"{image.width} x {image.height} pixels; allowed: up to {_MAX_PIXELS:,}"
+                )
+            return np.asarray(image.convert("RGB"))
+    except OSError:
+        raise
+    except Exception as error:  # on hostile bytes decoders raise nearly anything
+        raise OSError(f"damaged: {type(error).__name__}: {error}") from error
 
 
 def _encode(pixels: Pixels, kind: str, **options: int) -> bytes:

@@ -112,7 +112,7 @@ def test_events_are_json_lines_in_order_and_roll_over(storage, monkeypatch):
     monkeypatch.setattr("jobs.epoch._MAX_FILE", 500)
     epoch = Epoch.take(storage)
     for number in range(20):
-        epoch.event("lease", shard=number)
+        epoch.event("lease", shard=number, attempt="00000000-a", worker="w")
         epoch.flush()
     epoch.close(reason="done")
     assert len(list(storage.names("events"))) > 1

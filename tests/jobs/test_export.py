@@ -126,7 +126,7 @@ def test_names_of_a_hostile_output_stay_in_the_folder(made: CommandLine) -> None
     assert secret.read_text() == "secret" and IMAGES[0] not in names(made.folder / "tidy")
     record = made.folder / "out/job.json"
     record.write_text(record.read_text().replace('"name": "t"', '"name": "../t"'))
-    assert "name: '../t': not a job's name" in made("export", "out", "other", code=5).err
+    assert "job.name is '../t': does not fit" in made("export", "out", "other", code=5).err
 
 
 def test_cells_that_a_spreadsheet_would_run_and_what_is_left_out(zimage: CommandLine) -> None:

@@ -159,7 +159,8 @@ def test_what_it_needs_is_gone_or_newer(made: CommandLine) -> None:
     content["job"]["sampling"]["sharpness"] = 3
     record.write_text(json.dumps(content))
     words = made("regen", "out", 0, code=5).err
-    assert "out/job.json: job.sampling.sharpness: " in words and "newer version" in words
+    assert "out/job.json: damaged: ValueError: job.sampling.sharpness is 3: " in words
+    assert "newer version" in words
     record.write_text(json.dumps(content | {"schema_version": 2}))
     assert "schema_version 2" in made("regen", "out", 0, code=5).err
 
