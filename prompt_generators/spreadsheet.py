@@ -11,6 +11,7 @@ import datetime
 import io
 import math
 import re
+import warnings
 from pathlib import Path
 
 from prompt_generators.base import INT64_MAX, ProfileError, Scalar
@@ -57,7 +58,9 @@ def _read(path: Path, sheet: str | None) -> tuple[Grid, str | None]:
             f"the file has {size:,} bytes", path=path, allowed=f"up to {MAX_FILE_BYTES:,}"
         )
     if path.suffix.lower() == ".xlsx":
-        return read_workbook(path, sheet)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of openpyxl's, about styles and extensions
+            return read_workbook(path, sheet)
     if sheet is not None:
         raise ProfileError("a CSV file has no sheets", path=path, value=sheet, allowed="null")
     return _read_csv(path), None
