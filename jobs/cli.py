@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code (see the table in docs/cli.md)."""
     args = parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    args.is_process = argv is None  # and ends with this function
     command: Command = args.run_command
     try:
         return command(args)
@@ -291,7 +292,7 @@ def _run(args: argparse.Namespace) -> int:
     from jobs.preparation import RunOptions
     from jobs.runner import run_job
 
-    with _interruptible():
+    with _interruptible(args.is_process):
         config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
         refuse_lost_output(config.output.uri)
         options = RunOptions(
@@ -305,13 +306,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, before the driver listens for both and after: exit 130 at any moment."""
+def _interruptible(is_process: bool) -> Iterator[None]:
+    """SIGTERM as Ctrl-C, before the driver listens for both and after: exit 130 at any moment.
+
+    While the process ends, which takes a moment after a run, it is ignored: all is committed, and
+    the exit code is to be the run's. A handler would not do, since the interpreter takes handlers
+    away before it is gone.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if is_process else before)
 
 
 def _submit(args: argparse.Namespace) -> int:
