@@ -152,6 +152,7 @@ class Driver:
             samples=len(lease.wanted),
             indices=index_ranges(lease.wanted),
             isolate=lease.isolate,
+            copy_of=self.scheduler.copy_of(lease.attempt),
         )
 
     def _asked(self, lease: Lease, indices: tuple[int, ...]) -> None:

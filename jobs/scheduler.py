@@ -59,6 +59,7 @@ class Scheduler:
         self._open: dict[int, deque[OpenShard]] = {}  # by shard; the first is under way
         self._leased: dict[str, Held] = {}  # by attempt
         self._doubled: set[str] = set()  # attempts that make the same batch
+        self._copies: dict[str, str] = {}  # of them the later one, and which it doubles
         self.pace = Pace(clock)
         self._commits: deque[Commit] = deque()
         self.num_ended = 0
@@ -244,7 +245,12 @@ class Scheduler:
         lease = split.held.lease
         copy = self._renew(lease, split.indices, lease.kills)
         self._doubled |= {lease.attempt, copy.attempt}
+        self._copies[copy.attempt] = lease.attempt
         self._again.append(copy)
+
+    def copy_of(self, attempt: str) -> str | None:
+        """The attempt whose samples this one makes a second time, if it does."""
+        return self._copies.get(attempt)
 
     def _begin_next(self, worker: str) -> None:
         """The next of a worker's leases is its first one now."""

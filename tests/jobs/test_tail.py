@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from driver_loop import drive, sample
+from driver_loop import Driven, drive, sample
 from simulated_executor import INFO, SimulatedExecutor
 
 from jobs.dispatcher import Dispatcher
@@ -20,7 +20,7 @@ def simulate(
     *,
     shard_size: int = 64,
     kills: dict[float, str] | None = None,
-) -> None:
+) -> Driven:
     """Make all samples, each once, while workers die at their times."""
     due = sorted((kills or {}).items())
 
@@ -28,7 +28,7 @@ def simulate(
         while due and executor.now >= due[0][0]:
             executor.kill(due.pop(0)[1])
 
-    drive(executor, total, shard_size=shard_size, clock=lambda: executor.now, on_poll=kill)
+    return drive(executor, total, shard_size=shard_size, clock=lambda: executor.now, on_poll=kill)
 
 
 def ideal(seconds: list[float], total: int) -> float:
@@ -73,9 +73,10 @@ def test_workers_that_start_late_and_vary(workers: int) -> None:
 
 def test_the_last_batch_of_a_very_slow_worker_is_made_by_another() -> None:
     executor = SimulatedExecutor([1.0, 1.0, 1.0, 200.0])
-    simulate(executor, 60, shard_size=8)
+    driven = simulate(executor, 60, shard_size=8)
     assert executor.now < 30
     assert executor.workers["w3"].made == 0
+    assert len(driven.copies) == 1
 
 
 def test_a_slow_worker_takes_nothing_that_another_ends_earlier() -> None:
@@ -93,7 +94,7 @@ def test_few_samples_for_many_workers() -> None:
 
 def test_nothing_is_made_twice_among_equals() -> None:
     executor = SimulatedExecutor([1.0] * 16)
-    simulate(executor, 16 * 50)
+    assert simulate(executor, 16 * 50).copies == {}
     assert sum(worker.made for worker in executor.workers.values()) == 16 * 50
 
 

@@ -16,24 +16,29 @@ class Interruptions:
     leases: dict[str, dict]  # by attempt: its event
     lost: set[tuple[int, str]]  # workers that were lost, by epoch and name
     dead: set[int]  # epochs whose driver did not end in good order
+    copied: dict[str, int]  # attempts of a batch that was made twice on purpose, and its samples
 
     @classmethod
     def of(cls, storage: Storage) -> "Interruptions":
         leases: dict[str, dict] = {}
         lost: set[tuple[int, str]] = set()
         ends: dict[int, str | None] = {}
+        copied: Counter[str] = Counter()
         for event in read_events(storage):
             epoch = event["epoch"]
             ends.setdefault(epoch, None)
             match event["event"]:
                 case "lease":
                     leases[event["attempt"]] = event
+                    if event["copy_of"] is not None:
+                        copied[event["attempt"]] += event["samples"]
+                        copied[event["copy_of"]] += event["samples"]
                 case "worker_died" | "worker_stalled":
                     lost.add((epoch, event["worker"]))
                 case "end":
                     ends[epoch] = event["reason"]
         dead = {epoch for epoch, reason in ends.items() if reason in (None, "error")}
-        return cls(leases, lost, dead)
+        return cls(leases, lost, dead, copied)
 
     def excuse(self, attempt: str) -> bool:
         """Whether an attempt was interrupted.
@@ -67,5 +72,12 @@ def check_redone(watcher: OutputWatcher, shard_size: int) -> int:
         if told.excuse(attempt):
             assert extra <= told.samples(attempt, shard_size), (attempt, extra)
         else:
-            assert extra <= failed[attempt], f"{attempt} made {extra} images for nothing"
+            allowed = failed[attempt] + told.copied.get(attempt, 0)
+            assert extra <= allowed, f"{attempt} made {extra} images for nothing"
     return sum(litter.values())
+
+
+def num_copied(storage: Storage) -> int:
+    """Samples that were made twice on purpose, at the end of a run."""
+    leases = Interruptions.of(storage).leases.values()
+    return sum(lease["samples"] for lease in leases if lease["copy_of"] is not None)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from chaos_accounts import check_redone
+from chaos_accounts import check_redone, num_copied
 from chaos_cluster import ChaosCluster, chaos_cluster
 from chaos_events import CODES, KILLS, MAX_NODES, STALL, WEIGHTS, Disturber
 from fault_proxy import FaultProxy
@@ -109,8 +109,9 @@ class ChaosRun:
         # a sample whose write failed for good is made once more by --retry-failed
         failed = sum(row["status"] == "failed" for row in self.watcher.rows)
         self.figures.in_flight = SHARD * self.disturber.in_flight
+        twice = num_copied(self.watcher.storage)
         self.figures.redone = check_complete(
-            self.output, self.expected, redone=self.figures.in_flight + failed
+            self.output, self.expected, redone=self.figures.in_flight + failed + twice
         )
         assert self.figures.redone == redone
 

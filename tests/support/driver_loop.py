@@ -12,6 +12,7 @@ from jobs.dispatcher import Dispatcher
 from jobs.executor import (
     Event,
     Executor,
+    Lease,
     LeaseEnded,
     Progress,
     Trimmed,
@@ -35,6 +36,7 @@ class Driven:
         events: all but results.
         own_seconds: CPU time of this thread outside of `Executor.poll`.
         leases: how many were handed out.
+        copies: for attempts that made samples a second time, whose.
     """
 
     commits: list[Commit] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Driven:
     events: list[Event] = field(default_factory=list)
     own_seconds: float = 0.0
     leases: int = 0
+    copies: dict[str, str] = field(default_factory=dict)
 
 
 def drive(
@@ -69,8 +72,11 @@ def drive(
     )
     driven = Driven()
 
-    def count(lease: object, worker: str) -> None:
+    def count(lease: Lease, worker: str) -> None:
         driven.leases += 1
+        original = scheduler.copy_of(lease.attempt)
+        if original is not None:
+            driven.copies[lease.attempt] = original
 
     dispatcher = Dispatcher(scheduler, executor, on_lease=count)
     begun: float | None = None
