@@ -39,6 +39,7 @@ def job_memory(config: JobConfig, folder: Path, *, dtype: str, batch_size: int) 
         batch_size=batch_size,
         guided=sampling.guidance_scale > 0,
         caption_tokens=sampling.max_sequence_length,
+        num_steps=sampling.num_inference_steps,
         from_image=config.prompts.images_root is not None,
     )
 

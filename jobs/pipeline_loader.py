@@ -112,6 +112,7 @@ class PipelineLoader:
                 attention=settings.attention,
                 quantization=self.config.model.quantization,
                 offload=settings.offload,
+                fuse_weights=None,
                 **parts,
             )
         except AttentionBackendError as error:

@@ -148,6 +148,7 @@ def _load(config: JobConfig, settings: Settings, device: str) -> dict[str, Any]:
             attention=settings.attention,
             quantization=model.quantization,
             offload=settings.offload,
+            fuse_weights=None,
             **model.parts,
         )
     except AttentionBackendError as error:

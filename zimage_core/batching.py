@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from zimage_core.modulation import StepModulation
     from zimage_core.transformer import Context, ZImageTransformer2DModel
 
 
 class _Group(NamedTuple):
-    images: Tensor
-    """Index of each entry's latents in the batch."""
+    images: Tensor | None
+    """Index of each entry's latents in the batch; None where they are all, in their order."""
     context: Context
 
 
@@ -46,28 +47,41 @@ class CaptionGroups:
         self._transformer = transformer
         self._groups: list[_Group] = []
         order: list[int] = []
+        every = list(range(len(set(images))))
         for length in sorted({len(caption) for caption in captions}):
             members = [i for i, caption in enumerate(captions) if len(caption) == length]
             context = transformer.condition([captions[i] for i in members], height, width)
-            index = torch.tensor([images[i] for i in members], device=transformer.device)
+            chosen = [images[i] for i in members]
+            index = None
+            if chosen != every:
+                index = torch.tensor(chosen, device=transformer.device)
             self._groups.append(_Group(index, context))
             order += members
         # Where each entry's result lies among the results of the groups, one after the other.
-        self._positions = torch.tensor(order).argsort().to(transformer.device)
+        self._positions: Tensor | None = None
+        if order != list(range(len(order))):
+            self._positions = torch.tensor(order).argsort().to(transformer.device)
 
-    def velocity(self, latents: Tensor, time: Tensor) -> Tensor:
+    def velocity(self, patches: Tensor, modulation: StepModulation) -> Tensor:
         """Evaluate the transformer once for each entry.
 
         Args:
-            latents: (B, F, h, w) float32.
-            time: model time, (1,) float32 on the transformer's device.
+            patches: of all latents, float32, as `patchify` cuts them.
+            modulation: of the step.
 
         Returns:
-            (entries, F, h, w) float32, in the order of the entries.
+            Float32, as `patches`, an entry for each caption in their order.
         """
-        latents = latents.to(self._transformer.dtype)
+        patches = patches.to(self._transformer.dtype)
         results = [
-            self._transformer(latents.index_select(0, group.images), time, group.context)
+            self._transformer.predict(
+                patches if group.images is None else patches.index_select(0, group.images),
+                modulation,
+                group.context,
+            )
             for group in self._groups
         ]
-        return torch.cat(results).index_select(0, self._positions).float()
+        joined = results[0] if len(results) == 1 else torch.cat(results)
+        if self._positions is not None:
+            joined = joined.index_select(0, self._positions)
+        return joined.float()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zimage_core.fused_weights import fused_rows
 from zimage_core.weight_unit import WeightUnit
 
 
@@ -42,7 +43,9 @@ class BlockStream:
     def __init__(
         self, blocks: Sequence[nn.Module], device: torch.device, *, restart: int, pin: bool
     ) -> None:
-        self._units = [WeightUnit(list(block.parameters()), pin=pin) for block in blocks]
+        self._units = [
+            WeightUnit(list(block.parameters()), fused_rows(block), pin=pin) for block in blocks
+        ]
         self._device = device
         self._restart = restart
         self._slots: list[_Slot] = []

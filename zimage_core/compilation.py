@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zimage_core.layers import MODULATION_DIM, ModulatedBlock, Rotary
+from zimage_core.layers import ModulatedBlock
+from zimage_core.modulation import Modulation
 
 if TYPE_CHECKING:
     from zimage_core.transformer import ZImageTransformer2DModel
@@ -136,15 +137,14 @@ def _arguments(backend: str | Callable[..., Any]) -> dict[str, Any]:
 
 def _canonical_arguments(
     transformer: ZImageTransformer2DModel, device: torch.device
-) -> Iterator[tuple[Tensor, Rotary, None, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, None, Modulation]]:
     """Arguments of a block for one image and for several.
 
     PyTorch takes sizes that are equal in these arguments for one and the same, and a size that
     equals one of the weights' for a constant: so the two that vary are unlike all others.
     """
     dim = transformer.config.dim
-    half, time_dim = transformer.head_dim // 2, min(dim, MODULATION_DIM)
-    taken = {dim, half, time_dim, 1}
+    taken = {dim, transformer.head_dim, 1}
     taken |= {size for p in transformer.layers[0].parameters() for size in p.shape}
     tokens = _CUDA_TOKENS if device.type == "cuda" else _OTHER_TOKENS
     while tokens in taken:
@@ -152,11 +152,12 @@ def _canonical_arguments(
     several = 2
     while several in taken:
         several += 1
-    angles = torch.zeros(1, tokens, 1, half, device=device)
-    time = torch.zeros(1, time_dim, device=device, dtype=transformer.dtype)
+    rotary = torch.zeros(1, tokens, 1, transformer.head_dim, device=device)
+    # Each with memory of its own: that a tensor is a view would become a part of the code.
+    vectors = [torch.zeros(1, 1, dim, device=device, dtype=transformer.dtype) for _ in range(4)]
     for batch in (1, several):
         x = torch.zeros(batch, tokens, dim, device=device, dtype=transformer.dtype)
-        yield x, Rotary(angles, angles.clone()), None, time
+        yield x, rotary, None, Modulation(*vectors)
 
 
 def _missing(device: torch.device) -> str | None:

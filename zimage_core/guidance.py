@@ -46,12 +46,13 @@ class Guidance:
         return self.is_on and (self.truncation is None or time <= self.truncation)
 
     def combine(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """Guide velocities (B, F, h, w) float32; a norm is taken over the whole image."""
+        """Guide velocities (B, ...) float32; a norm is taken over the whole image."""
         guided = positive + self.scale * (positive - negative)
         if not self.normalization:
             return guided
-        norm = torch.linalg.vector_norm(guided, dim=(1, 2, 3), keepdim=True)
-        limit = torch.linalg.vector_norm(positive, dim=(1, 2, 3), keepdim=True)
+        image = tuple(range(1, guided.ndim))
+        norm = torch.linalg.vector_norm(guided, dim=image, keepdim=True)
+        limit = torch.linalg.vector_norm(positive, dim=image, keepdim=True)
         limit = limit * float(self.normalization)
         # Selected on the device: to ask which images exceed their limit is to wait for them.
         return guided * torch.where(norm > limit, limit / norm, 1.0)

@@ -7,13 +7,16 @@ B batch, S tokens, C channels of a token (`dim`), H heads, D channels of one hea
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zimage_core.attention import attention
+from zimage_core.fused_weights import Fusable
+from zimage_core.modulation import Modulation
+from zimage_core.normalization import RMSNorm, rms_norm
 from zimage_core.padding import Padding
 
 # Width of the time embedding that drives the modulation of every block.
@@ -25,33 +28,30 @@ QK_NORM_EPS = 1e-5
 FINAL_NORM_EPS = 1e-6
 
 
-class Rotary(NamedTuple):
-    """Cosines and sines of the rotary angles of tokens, (B or 1, S, 1, D / 2) float32 each."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
+def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
     """Rotate neighbouring pairs of channels by the token's angles, in float32.
 
-    Real arithmetic: the same products and sums as a complex multiplication, but they fuse under
-    `torch.compile` and run on devices without complex numbers.
+    A complex multiplication is one pass over memory. Where it cannot be (compiled, since Inductor
+    has no code for complex numbers; on MPS) it is the same products and sums in real numbers.
 
     Args:
         x: queries or keys, (B, S, H, D).
-        rotary: angles, broadcast over heads (and over the batch where its first axis is 1).
+        rotary: cosine and sine of the angle of each pair in turn, (B or 1, S, 1, D) float32.
 
     Returns:
         (B, S, H, D) in the dtype of `x`.
     """
-    pairs = torch.unflatten(x, -1, (-1, 2))
-    even, odd = pairs.float().unbind(-1)
-    # Filled in place: twice as fast on a CPU as stacking the two halves, and rounded on the way.
-    rotated = torch.empty_like(pairs)
-    rotated[..., 0] = even * rotary.cos - odd * rotary.sin
-    rotated[..., 1] = even * rotary.sin + odd * rotary.cos
-    return rotated.flatten(-2)
+    pairs = torch.unflatten(x, -1, (-1, 2)).float()
+    turns = torch.unflatten(rotary, -1, (-1, 2))
+    if torch.compiler.is_compiling() or x.device.type == "mps":
+        (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    else:
+        numbers, turn = torch.view_as_complex(pairs), torch.view_as_complex(turns)
+        # What was cast is a copy, and can be overwritten.
+        product = numbers * turn if x.dtype == torch.float32 else numbers.mul_(turn)
+        rotated = torch.view_as_real(product)
+    return rotated.flatten(-2).type_as(x)
 
 
 class TimestepEmbedder(nn.Module):
@@ -80,7 +80,7 @@ class TimestepEmbedder(nn.Module):
         return embedded
 
 
-class Attention(nn.Module):
+class Attention(Fusable):
     """Multi-head self-attention with RMS-normalised queries and keys and rotary positions."""
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool) -> None:
@@ -92,21 +92,23 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(dim, dim, bias=False)
         self.to_v = nn.Linear(dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False)])
-        self.norm_q = nn.RMSNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
+        self.norm_q = RMSNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
+        self.norm_k = RMSNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary, padding: Padding | None) -> Tensor:
+    def fusable(self) -> Sequence[nn.Module]:
+        """See `Fusable.fusable`."""
+        return self.to_q, self.to_k, self.to_v
+
+    def forward(self, x: Tensor, rotary: Tensor, padding: Padding | None) -> Tensor:
         """Mix tokens (B, S, C); `padding` says which are real, None where all are."""
-        q = torch.unflatten(self.to_q(x), -1, (self.num_heads, -1))
-        k = torch.unflatten(self.to_k(x), -1, (self.num_heads, -1))
-        v = torch.unflatten(self.to_v(x), -1, (self.num_heads, -1))
+        q, k, v = (torch.unflatten(y, -1, (self.num_heads, -1)) for y in self.project(x))
         q = apply_rotary(self.norm_q(q), rotary)
         k = apply_rotary(self.norm_k(k), rotary)
         out: Tensor = self.to_out[0](attention(q, k, v, padding, self.backend).flatten(-2))
         return out
 
 
-class FeedForward(nn.Module):
+class FeedForward(Fusable):
     """SwiGLU: `w2(silu(w1 x) * w3 x)`."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -115,9 +117,14 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(hidden_dim, dim, bias=False)
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
 
+    def fusable(self) -> Sequence[nn.Module]:
+        """See `Fusable.fusable`."""
+        return self.w1, self.w3
+
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, S, C) to (B, S, C)."""
-        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = self.project(x)
+        out: Tensor = self.w2(F.silu(gate).mul_(up))
         return out
 
 
@@ -128,16 +135,16 @@ class _Block(nn.Module):
         super().__init__()
         self.attention = Attention(dim, num_heads, qk_norm=qk_norm)
         self.feed_forward = FeedForward(dim, int(dim / 3 * 8))
-        self.attention_norm1 = nn.RMSNorm(dim, eps=norm_eps)
-        self.ffn_norm1 = nn.RMSNorm(dim, eps=norm_eps)
-        self.attention_norm2 = nn.RMSNorm(dim, eps=norm_eps)
-        self.ffn_norm2 = nn.RMSNorm(dim, eps=norm_eps)
+        self.attention_norm1 = RMSNorm(dim, eps=norm_eps)
+        self.ffn_norm1 = RMSNorm(dim, eps=norm_eps)
+        self.attention_norm2 = RMSNorm(dim, eps=norm_eps)
+        self.ffn_norm2 = RMSNorm(dim, eps=norm_eps)
 
 
 class CaptionBlock(_Block):
     """Block of the context refiner: caption tokens only, without modulation by time."""
 
-    def forward(self, x: Tensor, rotary: Rotary, padding: Padding | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, padding: Padding | None) -> Tensor:
         """Refine tokens (B, S, C)."""
         x = x + self.attention_norm2(self.attention(self.attention_norm1(x), rotary, padding))
         out: Tensor = x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
@@ -151,16 +158,47 @@ class ModulatedBlock(_Block):
         super().__init__(dim, num_heads, norm_eps=norm_eps, qk_norm=qk_norm)
         self.adaLN_modulation = nn.Sequential(nn.Linear(min(dim, MODULATION_DIM), 4 * dim))
 
-    def forward(self, x: Tensor, rotary: Rotary, padding: Padding | None, time: Tensor) -> Tensor:
-        """Refine tokens (B, S, C) under a time embedding (B or 1, 256)."""
-        modulation = self.adaLN_modulation(time).unsqueeze(1)
-        attention_scale, attention_gate, ffn_scale, ffn_gate = modulation.chunk(4, dim=-1)
+    def modulation(self, time: Tensor) -> Modulation:
+        """What a time embedding (B or 1, 256) makes of this block; independent of the tokens.
 
-        mixed = self.attention(self.attention_norm1(x) * (1.0 + attention_scale), rotary, padding)
-        x = torch.addcmul(x, attention_gate.tanh(), self.attention_norm2(mixed))
+        Computed on the device of `time`, wherever the block's weights are.
+        """
+        attention_scale, attention_gate, ffn_scale, ffn_gate = (
+            _modulated(self.adaLN_modulation[0], time).unsqueeze(1).chunk(4, dim=-1)
+        )
 
-        mapped = self.feed_forward(self.ffn_norm1(x) * (1.0 + ffn_scale))
-        return torch.addcmul(x, ffn_gate.tanh(), self.ffn_norm2(mapped))
+        def weight(norm: RMSNorm) -> Tensor:
+            return norm.weight.to(time.device)
+
+        return Modulation(
+            weight(self.attention_norm1) * (1.0 + attention_scale),
+            weight(self.attention_norm2) * attention_gate.tanh(),
+            weight(self.ffn_norm1) * (1.0 + ffn_scale),
+            weight(self.ffn_norm2) * ffn_gate.tanh(),
+        )
+
+    def modulating_parameters(self) -> list[nn.Parameter]:
+        """What `modulation` depends on."""
+        norms = self.attention_norm1, self.attention_norm2, self.ffn_norm1, self.ffn_norm2
+        return [*self.adaLN_modulation.parameters(), *(norm.weight for norm in norms)]
+
+    def forward(
+        self, x: Tensor, rotary: Tensor, padding: Padding | None, modulation: Modulation
+    ) -> Tensor:
+        """Refine tokens (B, S, C) under what `modulation` returned."""
+        normed = rms_norm(x, modulation.attention_in, self._eps(self.attention_norm1))
+        mixed = self.attention(normed, rotary, padding)
+        normed = rms_norm(mixed, None, self._eps(self.attention_norm2))
+        x = torch.addcmul(x, modulation.attention_out, normed)
+
+        normed = rms_norm(x, modulation.ffn_in, self._eps(self.ffn_norm1))
+        normed = rms_norm(self.feed_forward(normed), None, self._eps(self.ffn_norm2))
+        return torch.addcmul(x, modulation.ffn_out, normed)
+
+    @staticmethod
+    def _eps(norm: RMSNorm) -> float:
+        assert norm.eps is not None
+        return norm.eps
 
 
 class FinalLayer(nn.Module):
@@ -172,8 +210,19 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(dim, patch_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(dim, MODULATION_DIM), dim))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def scale(self, time: Tensor) -> Tensor:
+        """Scale of the norm under a time embedding (B or 1, 256), (B or 1, 1, C)."""
+        modulation: Tensor = self.adaLN_modulation(time)
+        return 1.0 + modulation.unsqueeze(1)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """Project tokens (B, S, C) to patches (B, S, patch_dim)."""
-        scale = 1.0 + self.adaLN_modulation(time).unsqueeze(1)
         patches: Tensor = self.linear(self.norm_final(x) * scale)
         return patches
+
+
+def _modulated(linear: nn.Module, time: Tensor) -> Tensor:
+    """Call a linear layer on the device of `time`: it may belong to a block that is offloaded."""
+    weight, bias = linear.weight, linear.bias
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+    return F.linear(time, weight.to(time.device), bias.to(time.device))

@@ -23,6 +23,7 @@ from zimage_core.compilation import check_compile, compile_blocks
 from zimage_core.component import Component
 from zimage_core.config import CheckpointError, TransformerConfig
 from zimage_core.float16 import keep_in_range, weights_dtype
+from zimage_core.fused_weights import fuse
 from zimage_core.offload import OFFLOAD_MODES, place, use
 from zimage_core.quantization import check_quantization, is_quantized, to_int8
 from zimage_core.stored_tensor import WeightReader, in_file_order
@@ -98,6 +99,7 @@ def load_from_local_dir(
     attention: str | None = None,
     offload: str = "none",
     quantization: str = "none",
+    fuse_weights: bool | None = None,
     transformer: Part = None,
     vae: Part = None,
     text_encoder: Part = None,
@@ -121,6 +123,10 @@ def load_from_local_dir(
             1024 pixels are then decoded in bands, see `zimage_core.tiling`.
         quantization: "none", or "int8" for 8-bit weights in the blocks of the transformer and the
             text encoder, made one by one while they are read: see `zimage_core.quantization`.
+        fuse_weights: join the transformer's linear layers that read the same input (queries, keys
+            and values; both halves of SwiGLU), see `zimage_core.fused_weights`. None is on CUDA
+            only: elsewhere nothing is gained, and weights that are joined are copied, no longer a
+            part of the file that processes share.
         transformer: a file or folder that replaces the folder's transformer, which then need not be
             there. A file is safetensors (diffusers' names or ComfyUI's, float8 with or without
             scales) or GGUF; its configuration is the folder's `transformer/config.json` or, where
@@ -180,6 +186,8 @@ def load_from_local_dir(
         for model in models.values():
             keep_in_range(model)
     loaded: Any = models["transformer"]
+    if fuse_weights or (fuse_weights is None and device.type == "cuda"):
+        fuse(loaded)
     place(models, device, offload)
     use(loaded)
     if offload != "none":

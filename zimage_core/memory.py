@@ -46,6 +46,7 @@ class Workload:
         batch_size: images.
         guided: whether guidance is on, which doubles the transformer's batch.
         caption_tokens: of each prompt.
+        num_steps: of the schedule; what its times make of the blocks is kept.
         from_image: whether images are started from.
     """
 
@@ -54,6 +55,7 @@ class Workload:
     batch_size: int = 1
     guided: bool = False
     caption_tokens: int = 512
+    num_steps: int = 8
     from_image: bool = False
 
 
@@ -170,12 +172,25 @@ class MemoryModel:
             if offload != "none":
                 weights = self._resident_bytes(self._models[name], offload)
             activations = self._activations(stage, workload, tiled=offload != "none")
+            if stage == "denoise":
+                activations += self._table_bytes(workload.num_steps)
             stages.append(StageMemory(stage, weights, activations + self._multiplied_out[name]))
         return MemoryAccount(offload, tuple(stages), 0 if offload == "none" else everything)
 
     def accounts(self, workload: Workload) -> dict[str, MemoryAccount]:
         """Account for every way of offloading, by name."""
         return {offload: self.account(workload, offload) for offload in OFFLOAD_MODES}
+
+    def _table_bytes(self, num_steps: int) -> int:
+        """Bytes of the modulations of a schedule (`modulation`), all but the one that is measured.
+
+        Few as they are, they would be more than what is assumed for thousands of steps.
+        """
+        config, few = self._models["transformer"].config, self._pipeline.transformer.config
+        blocks = num_steps * (config.n_layers + config.n_refiner_layers)
+        measured = few.n_layers + few.n_refiner_layers
+        num_bytes: int = 4 * (blocks - measured) * config.dim * self._pipeline.dtype.itemsize
+        return num_bytes
 
     def _resident_bytes(self, model: nn.Module, offload: str) -> int:
         """Bytes of a model's weights on the device while it has its turn."""
@@ -202,6 +217,7 @@ class MemoryModel:
 
     def _peak(self, run: Callable[[Workload], object], workload: Workload, tiled: bool) -> int:
         pipeline = self._pipeline
+        pipeline.transformer.forget()
         models = (pipeline.text_encoder, pipeline.transformer, pipeline.vae)
         weights = [p for model in models for p in model.parameters()]
         with torch.no_grad(), FusedAttention(), LiveBytes("meta", weights) as live:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from zimage_core.block_stream import BlockStream
+from zimage_core.fused_weights import fused_rows
 from zimage_core.text_encoder import TextEncoder
 from zimage_core.transformer import ZImageTransformer2DModel
 from zimage_core.weight_unit import WeightUnit
@@ -56,7 +57,10 @@ class Residency:
             if blocks and mode == "block":
                 self._streams[model] = BlockStream(blocks, device, restart=restart, pin=pin)
             else:
-                units += [WeightUnit(list(block.parameters()), pin=pin) for block in blocks]
+                units += [
+                    WeightUnit(list(block.parameters()), fused_rows(block), pin=pin)
+                    for block in blocks
+                ]
             self._weights[model] = units
             setattr(model, _ATTRIBUTE, self)
 

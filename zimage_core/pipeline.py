@@ -21,6 +21,7 @@ from zimage_core.batching import CaptionGroups
 from zimage_core.guidance import Guidance
 from zimage_core.noise import draw_noise
 from zimage_core.offload import compute_device, use
+from zimage_core.patchify import patchify, unpatchify
 from zimage_core.strength import first_step
 from zimage_core.text_encoder import encode_prompts, tokenize
 
@@ -242,19 +243,22 @@ class ZImagePipeline:
         if any(is_guided.values()):
             both = CaptionGroups(self.transformer, captions, images * 2, h, w)
 
-        times = times.to(self.device)
+        modulations = self.transformer.modulations(times)
+        # Patches are but another order of the same numbers, and stay in it until the end.
+        patch_size = self.transformer.patch_size
+        patches = patchify(latents, patch_size)
         for i in steps:
             if is_guided[i]:
                 assert both is not None
-                velocity = guidance.combine(*both.velocity(latents, times[i : i + 1]).chunk(2))
+                velocity = guidance.combine(*both.velocity(patches, modulations[i]).chunk(2))
             else:
                 assert plain is not None
-                velocity = plain.velocity(latents, times[i : i + 1])
+                velocity = plain.velocity(patches, modulations[i])
             # The model predicts image - noise; the scheduler walks along sigma, from noise.
-            latents = self.scheduler.step(-velocity, latents, sigmas, i)
+            patches = self.scheduler.step(-velocity, patches, sigmas, i)
             if on_step is not None:
                 on_step(i)
-        return latents
+        return unpatchify(patches, patch_size, h, w)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

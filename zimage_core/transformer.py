@@ -1,10 +1,11 @@
 """The Z-Image transformer: latents, model time and captions in, velocity out.
 
-Three calls, so that nothing is computed more often than it changes:
+Several calls, so that nothing is computed more often than it changes:
 
     captions = model.embed_captions(features)           # once for each prompt
     context = model.condition(captions, h, w)           # once for each batch
-    velocity = model(latents, time, context)            # each step
+    steps = model.modulations(times)                    # once for a schedule
+    velocity = model.predict(patches, steps[i], context)    # each step, on patches of latents
 
 Attribute names are the keys of the checkpoint. Letters in shapes: B batch, F channels of latents,
 h and w latents' height and width, L tokens of a caption, C channels of a token (`dim`).
@@ -26,9 +27,10 @@ from zimage_core.layers import (
     CaptionBlock,
     FinalLayer,
     ModulatedBlock,
-    Rotary,
     TimestepEmbedder,
 )
+from zimage_core.modulation import ModulationTable, StepModulation
+from zimage_core.normalization import RMSNorm
 from zimage_core.padding import Padding, padding_of
 from zimage_core.patchify import (
     TOKEN_MULTIPLE,
@@ -43,15 +45,18 @@ from zimage_core.patchify import (
 if TYPE_CHECKING:
     from zimage_core.config import TransformerConfig
 
+# Shapes whose angles are kept: 4 MB each for 1024 x 1024 pixels and the published heads.
+_MAX_ROTARIES = 16
+
 
 class Context(NamedTuple):
     """What every step of a batch shares: its captions and where each token stands."""
 
     captions: Tensor
     """Refined captions, (B, L, C), zeros behind the shorter ones."""
-    image_rotary: Rotary
-    """Angles of the image's tokens alone."""
-    rotary: Rotary
+    image_rotary: Tensor
+    """Angles of the image's tokens alone, see `layers.apply_rotary`."""
+    rotary: Tensor
     """Angles of the whole sequence [image, caption]."""
     padding: Padding | None
     """Which tokens are real; None where all captions are equally long."""
@@ -93,7 +98,7 @@ class ZImageTransformer2DModel(nn.Module):
             self.all_final_layer[f"{patch}-{frames}"] = FinalLayer(dim, patch_dim)
         self.t_embedder = TimestepEmbedder(min(dim, MODULATION_DIM))
         self.cap_embedder = nn.Sequential(
-            nn.RMSNorm(config.cap_feat_dim, eps=config.norm_eps),
+            RMSNorm(config.cap_feat_dim, eps=config.norm_eps),
             nn.Linear(config.cap_feat_dim, dim),
         )
         self.noise_refiner = nn.ModuleList(
@@ -106,6 +111,8 @@ class ZImageTransformer2DModel(nn.Module):
         # Not zero, so that random weights show a pad token that is misplaced.
         self.x_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
         self.cap_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
+        self._table = ModulationTable(self._modulating_parameters)
+        self._rotaries: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -203,17 +210,39 @@ class ZImageTransformer2DModel(nn.Module):
             num_image_tokens = padded_length(rows * columns)
             laid_out = lengths
             padding = padding_of([num_image_tokens + n for n in lengths], self.device)
-        image = [image_positions(length, rows, columns) for length in laid_out]
-        both = [
-            torch.cat((positions, caption_positions(length)))
-            for positions, length in zip(image, laid_out, strict=True)
-        ]
+        image_rotary, rotary = self._rotaries_of(laid_out, rows, columns)
         return Context(
             captions=pad_sequence(list(captions), batch_first=True),
-            image_rotary=self._rotary(image),
-            rotary=self._rotary(both),
+            image_rotary=image_rotary,
+            rotary=rotary,
             padding=padding,
         )
+
+    def modulate(self, time: Tensor) -> StepModulation:
+        """What a time makes of every block.
+
+        Args:
+            time: model time 1 - sigma, float32, (1,) for a whole batch or (B,).
+        """
+        t = self.t_embedder(time * self.config.t_scale).to(self.dtype)
+        return StepModulation(
+            refiner=tuple(block.modulation(t) for block in self._blocks(self.noise_refiner)),
+            layers=tuple(block.modulation(t) for block in self._blocks(self.layers)),
+            final=self._final_layer().scale(t),
+        )
+
+    def modulations(self, times: Tensor) -> list[StepModulation]:
+        """`modulate` for each time of a schedule; those of the last schedule are remembered.
+
+        Args:
+            times: (n,) float32 on the CPU.
+        """
+        return self._table.get(times, self.device, self.modulate)
+
+    def forget(self) -> None:
+        """Give back the memory of what is remembered from one call to the next."""
+        self._table.clear()
+        self._rotaries.clear()
 
     def forward(self, latents: Tensor, time: Tensor, context: Context) -> Tensor:
         """Predict the velocity of latents at a model time, negated (noise to image is positive).
@@ -226,22 +255,53 @@ class ZImageTransformer2DModel(nn.Module):
         Returns:
             (B, F, h, w) in the model's dtype.
         """
-        B, _, h, w = latents.shape
-        t = self.t_embedder(time * self.config.t_scale).type_as(latents)
+        patches = self.predict(patchify(latents, self.patch_size), self.modulate(time), context)
+        return unpatchify(patches, self.patch_size, *latents.shape[2:])
 
-        x = self.all_x_embedder[self._patch_key](patchify(latents, self.patch_size))
-        num_patches = x.shape[1]
+    def predict(self, patches: Tensor, modulation: StepModulation, context: Context) -> Tensor:
+        """`forward` in the layout of the tokens, on what does not change from image to image.
+
+        Args:
+            patches: of latents, (B, h/p * w/p, p * p * F) in the model's dtype, as `patchify` cuts
+                them.
+            modulation: of this step.
+            context: what `condition` returned for this batch and size.
+
+        Returns:
+            The shape and dtype of `patches`.
+        """
+        B, num_patches, _ = patches.shape
+        x = self.all_x_embedder[self._patch_key](patches)
         num_pads = padded_length(num_patches) - num_patches
-        x = torch.cat((x, self.x_pad_token.expand(B, num_pads, -1)), dim=1)
-        for block in self.noise_refiner:
-            x = block(x, context.image_rotary, None, t)
+        if num_pads:
+            x = torch.cat((x, self.x_pad_token.expand(B, num_pads, -1)), dim=1)
+        for block, row in zip(self.noise_refiner, modulation.refiner, strict=True):
+            x = block(x, context.image_rotary, None, row)
 
         x = torch.cat((x, context.captions), dim=1)
-        for block in self.layers:
-            x = block(x, context.rotary, context.padding, t)
+        for block, row in zip(self.layers, modulation.layers, strict=True):
+            x = block(x, context.rotary, context.padding, row)
 
-        patches = self.all_final_layer[self._patch_key](x[:, :num_patches], t)
-        return unpatchify(patches, self.patch_size, h, w)
+        projected: Tensor = self._final_layer()(x[:, :num_patches], modulation.final)
+        return projected
+
+    def _final_layer(self) -> FinalLayer:
+        layer = self.all_final_layer[self._patch_key]
+        assert isinstance(layer, FinalLayer)
+        return layer
+
+    @staticmethod
+    def _blocks(blocks: nn.ModuleList) -> list[ModulatedBlock]:
+        return [block for block in blocks if isinstance(block, ModulatedBlock)]
+
+    def _modulating_parameters(self) -> list[nn.Parameter]:
+        final = self._final_layer().adaLN_modulation
+        blocks = self._blocks(self.noise_refiner) + self._blocks(self.layers)
+        return [
+            *self.t_embedder.parameters(),
+            *final.parameters(),
+            *(weight for block in blocks for weight in block.modulating_parameters()),
+        ]
 
     def _attention_modules(self) -> list[Attention]:
         return [module for module in self.modules() if isinstance(module, Attention)]
@@ -261,7 +321,26 @@ class ZImageTransformer2DModel(nn.Module):
     def _pad_caption(self, caption: Tensor, length: int) -> Tensor:
         return torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1)))
 
-    def _rotary(self, positions: Sequence[Tensor]) -> Rotary:
+    def _rotaries_of(
+        self, lengths: Sequence[int], rows: int, columns: int
+    ) -> tuple[Tensor, Tensor]:
+        """Angles of images behind captions of some lengths: of the images alone, and of both."""
+        key = (*lengths, rows, columns, self.device)
+        if key in self._rotaries:
+            return self._rotaries[key]
+        image = [image_positions(length, rows, columns) for length in lengths]
+        both = [
+            torch.cat((positions, caption_positions(length)))
+            for positions, length in zip(image, lengths, strict=True)
+        ]
+        angles = self._rotary(image), self._rotary(both)
+        if len(lengths) == 1:  # mixed lengths seldom come again
+            if len(self._rotaries) >= _MAX_ROTARIES:
+                del self._rotaries[next(iter(self._rotaries))]
+            self._rotaries[key] = angles
+        return angles
+
+    def _rotary(self, positions: Sequence[Tensor]) -> Tensor:
         """Angles of sequences of positions (S_i, 3), zero behind the shorter ones."""
         angles = [
             rotary_angles(
@@ -273,4 +352,6 @@ class ZImageTransformer2DModel(nn.Module):
             for p in positions
         ]
         padded = pad_sequence(angles, batch_first=True).unsqueeze(2)
-        return Rotary(padded.cos().to(self.device), padded.sin().to(self.device))
+        turns = torch.stack((padded.cos(), padded.sin()), dim=-1).flatten(-2)
+        # Copied: to compiled code, a view of something with an axis of 2 is another thing.
+        return turns.to(self.device, copy=True)

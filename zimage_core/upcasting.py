@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zimage_core.compilation import uncompiled
+from zimage_core.fused_weights import separate
 from zimage_core.layers import Attention
 from zimage_core.offload import is_streamed, use
 from zimage_core.transformer import ZImageTransformer2DModel
@@ -48,6 +49,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         if isinstance(model, ZImageTransformer2DModel):
             stack.enter_context(uncompiled(model))
             stack.enter_context(_native_attention(model))
+        stack.enter_context(separate(model))
         try:
             for tensor, data in own:
                 tensor.data = data.float()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from zimage_core.fused_weights import FusedRows
 from zimage_core.quantization import plain_tensors
 
 _log = logging.getLogger(__name__)
@@ -27,28 +28,50 @@ class WeightUnit:
 
     Args:
         parameters: in host memory, without gradients; of a quantised one its parts are moved.
+        fused: those of them that are rows of one tensor, and remain so.
         pin: lock the buffer in memory, so that copies to a CUDA device need not be waited for.
 
     Raises:
         ValueError: a parameter is a tensor class that is not made of plain tensors.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], *, pin: bool = False) -> None:
-        self._parameters = [part for weight in parameters for part in plain_tensors(weight)]
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        fused: Sequence[FusedRows] = (),
+        *,
+        pin: bool = False,
+    ) -> None:
+        self._fused = tuple(fused)
+        rows = {id(layer.weight) for joined in fused for layer in joined.layers}
+        # What moves, and whose being written to means that it was.
+        self._tensors = [joined.weight for joined in fused]
+        self._written_to: list[list[Tensor]] = [
+            [layer.weight for layer in joined.layers] for joined in fused
+        ]
+        for weight in parameters:
+            if id(weight) not in rows:
+                parts = plain_tensors(weight)
+                self._tensors += parts
+                self._written_to += [[part] for part in parts]
         self._offsets: list[int] = []
         size = 0
-        for parameter in self._parameters:
-            if type(parameter.data) is not Tensor:
+        for tensor in self._tensors:
+            if type(tensor.data) is not Tensor:
                 raise ValueError(
-                    f"a {type(parameter.data).__name__} of shape {tuple(parameter.shape)} cannot "
+                    f"a {type(tensor.data).__name__} of shape {tuple(tensor.shape)} cannot "
                     "be offloaded; allowed: plain weights, without quantisation"
                 )
             self._offsets.append(size)
-            size += -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
+            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         self.num_bytes = size
         self._host = torch.empty(size, dtype=torch.uint8)
-        for parameter, view in zip(self._parameters, self._views(self._host), strict=True):
-            parameter.data = view.copy_(parameter.data)
+        self._put(
+            [
+                view.copy_(tensor.data)
+                for tensor, view in zip(self._tensors, self._views(self._host), strict=True)
+            ]
+        )
         if pin:
             _pin(self._host)
         self._copied: list[int] = []
@@ -70,28 +93,36 @@ class WeightUnit:
 
     def point_to(self, buffer: Tensor) -> None:
         """Let the parameters use the copy in a buffer."""
-        for parameter, view in zip(self._parameters, self._views(buffer), strict=True):
-            parameter.data = view
+        self._put(self._views(buffer))
         self._written = self._versions()
 
     def point_to_host(self) -> None:
         """Let the parameters use host memory, and bring back what was written meanwhile."""
-        for i, view in enumerate(self._views(self._host)):
-            parameter = self._parameters[i]
-            if parameter._version != self._written[i]:
-                view.copy_(parameter.data)
-            parameter.data = view
+        views = self._views(self._host)
+        now = self._versions()
+        for view, tensor, before, after in zip(
+            views, self._tensors, self._written, now, strict=True
+        ):
+            if before != after:
+                view.copy_(tensor.data)
+        self._put(views)
         self._written = self._versions()
+
+    def _put(self, views: Sequence[Tensor]) -> None:
+        for tensor, view in zip(self._tensors, views, strict=True):
+            tensor.data = view
+        for joined in self._fused:
+            joined.distribute()
 
     def _views(self, buffer: Tensor) -> list[Tensor]:
         return [
-            buffer[offset : offset + p.nbytes].view(p.dtype).view(p.shape)
-            for offset, p in zip(self._offsets, self._parameters, strict=True)
+            buffer[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for offset, tensor in zip(self._offsets, self._tensors, strict=True)
         ]
 
     def _versions(self) -> list[int]:
-        """Counters that go up with every write into a parameter, not with a change of memory."""
-        return [parameter._version for parameter in self._parameters]
+        """Counters that go up with every write into a tensor, not with a change of memory."""
+        return [sum(part._version for part in parts) for parts in self._written_to]
 
 
 def _pin(buffer: Tensor) -> None:

@@ -114,7 +114,7 @@ def test_two_blocks_are_on_the_device_and_the_next_one_is_on_its_way(
     real = WeightUnit.copy_to
 
     def spy(unit: WeightUnit, buffer: Tensor) -> None:
-        fetched.append(next((i for i, p in units.items() if p is unit._parameters[0]), -1))
+        fetched.append(next((i for i, p in units.items() if p is unit._tensors[0]), -1))
         real(unit, buffer)
 
     units = {i: next(block.parameters()) for i, block in enumerate(blocks)}

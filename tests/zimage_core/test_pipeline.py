@@ -269,17 +269,67 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[
 
 def test_nothing_is_computed_more_often_than_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = make_pipeline()
-    refined = count_calls(monkeypatch, pipeline.transformer.context_refiner[0], "forward")
-    times = count_calls(monkeypatch, pipeline.transformer.t_embedder, "forward")
-    modulated = count_calls(monkeypatch, pipeline.transformer.layers[0].adaLN_modulation, "forward")
+    transformer = pipeline.transformer
+    refined = count_calls(monkeypatch, transformer.context_refiner[0], "forward")
+    times = count_calls(monkeypatch, transformer.t_embedder, "forward")
+    modulated = count_calls(monkeypatch, transformer.layers[0], "modulation")
+    angles = count_calls(monkeypatch, transformer, "_rotary")
     one, negative = features([20])[0], features([10], seed=2)[0]
-    pipeline.denoise(
-        [one] * 3, negative_prompt_embeds=[negative] * 3, generators=seeded(3), **GUIDED
-    )
+
+    def denoise(**changes: Any) -> Tensor:
+        arguments = GUIDED | changes
+        return pipeline.denoise(
+            [one] * 3, negative_prompt_embeds=[negative] * 3, generators=seeded(3), **arguments
+        )
+
+    first = denoise()
     # Two distinct captions of one length for six entries and four steps; one time for each step.
     assert [x.shape[0] for x in refined] == [2]
     assert [time.shape for time in times] == [(1,)] * 4
     assert [embedded.shape[0] for embedded in modulated] == [1] * 4
+    # Positions of captions, of the image behind them, and of both.
+    assert len(angles) == 3
+    # Of the next batch only what depends on its prompts.
+    assert torch.equal(denoise(), first)
+    assert len(times) == len(modulated) == 4
+    assert len(refined) == 2 and len(angles) == 4
+    denoise(num_inference_steps=3)
+    assert len(times) == len(modulated) == 7
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "t_embedder.mlp.0.weight",
+        "noise_refiner.0.adaLN_modulation.0.bias",
+        "layers.1.adaLN_modulation.0.weight",
+        "layers.1.attention_norm1.weight",
+        "layers.0.attention_norm2.weight",
+        "layers.0.ffn_norm1.weight",
+        "layers.0.ffn_norm2.weight",
+        "all_final_layer.2-1.adaLN_modulation.1.weight",
+    ],
+)
+def test_a_weight_that_changes_changes_the_next_image(name: str) -> None:
+    """As an adapter that is put in and taken out: nothing of the old weights is remembered."""
+    pipeline = make_pipeline()
+
+    def denoise() -> Tensor:
+        return pipeline.denoise(
+            features([20]), generators=seeded(1), num_inference_steps=2, height=64, width=64
+        )
+
+    weight = pipeline.transformer.get_parameter(name)
+    own, first = weight.clone(), denoise()
+    with torch.no_grad():
+        weight.mul_(1.5)
+    changed = denoise()
+    assert not torch.equal(changed, first)
+    pipeline.transformer.forget()
+    assert torch.equal(denoise(), changed)
+    with torch.no_grad():
+        weight.copy_(own)
+    assert torch.equal(denoise(), first)
 
 
 class Operators(TorchDispatchMode):

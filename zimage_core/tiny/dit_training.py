@@ -55,7 +55,7 @@ class TrainingForward:
         context = self._context(features.shape[1])
         real = torch.arange(features.shape[1]) < lengths[:, None]
         captions = torch.where(real[..., None], model.cap_embedder(features), model.cap_pad_token)
-        rotary = type(context.rotary)(*(part[:, -features.shape[1] :] for part in context.rotary))
+        rotary = context.rotary[:, -features.shape[1] :]
         for block in model.context_refiner:
             captions = block(captions, rotary, None)
         velocity: Tensor = model(latents, time, context._replace(captions=captions))
