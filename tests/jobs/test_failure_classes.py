@@ -30,6 +30,7 @@ def read_events(job: Job) -> list[dict[str, Any]]:
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
+@pytest.mark.chaos
 def test_each_sample_that_fails_is_found_classed_and_made_later(
     make_job: Callable[..., Job], tmp_path: Path
 ) -> None:
