@@ -167,11 +167,11 @@ def main() -> int:
             "loop": mean_bytes(folder.glob("round-*/loop/*.png")),
         }
         settings = json.loads((folder / "round-0/out/job.json").read_text())["fingerprint"]
+        total = each * args.rounds
+        rows = {"ours": ours.row(total), "loop": loop.row(total)}
+        ratio = loop.cpu / ours.cpu
+        show(rows, ratio)
         on_ray = scaling(folder, args.ray, sets) if args.ray else []
-    total = each * args.rounds
-    rows = {"ours": ours.row(total), "loop": loop.row(total)}
-    ratio = loop.cpu / ours.cpu
-    show(rows, ratio)
     with_start = (loop.cpu + loop.start_cpu) / (ours.cpu + ours.start_cpu / args.rounds)
     print(
         f"with one start of each: {with_start:.2f} (start, CPU s: ours "
