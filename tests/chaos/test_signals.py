@@ -39,8 +39,7 @@ def test_a_signal_while_the_process_ends_changes_nothing(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(JOB.format(root=ROOT, count=4, steps=1, output=output, shard_size=4))
     slow_end = "import atexit, sys, time; from jobs.cli import main; " + (
-        "atexit.register(lambda: (print('ending', flush=True), time.sleep(3))); "
-        "sys.exit(main())"
+        "atexit.register(lambda: (print('ending', flush=True), time.sleep(3))); sys.exit(main())"
     )
     command = [sys.executable, "-c", slow_end, "run", str(path), "--local"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
