@@ -75,6 +75,9 @@ class ModulationTable:
             self._key, self._of = key, [weakref.ref(weight) for weight in weights]
         return self._rows
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._weights,)  # a copy of the model has other weights
+
     def clear(self) -> None:
         """Forget everything."""
         self._key, self._rows = None, []

@@ -34,19 +34,14 @@ from zimage_core.normalization import RMSNorm
 from zimage_core.padding import Padding, padding_of
 from zimage_core.patchify import (
     TOKEN_MULTIPLE,
-    caption_positions,
-    image_positions,
     padded_length,
     patchify,
-    rotary_angles,
     unpatchify,
 )
+from zimage_core.rotary_tables import RotaryTables
 
 if TYPE_CHECKING:
     from zimage_core.config import TransformerConfig
-
-# Shapes whose angles are kept: 4 MB each for 1024 x 1024 pixels and the published heads.
-_MAX_ROTARIES = 16
 
 
 class Context(NamedTuple):
@@ -112,7 +107,7 @@ class ZImageTransformer2DModel(nn.Module):
         self.x_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
         self.cap_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
         self._table = ModulationTable(self._modulating_parameters)
-        self._rotaries: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+        self._rotaries = RotaryTables(config)
 
     @property
     def device(self) -> torch.device:
@@ -178,7 +173,7 @@ class ZImageTransformer2DModel(nn.Module):
         for length in sorted({padded_length(n) for n in lengths}):
             members = [i for i, n in enumerate(lengths) if padded_length(n) == length]
             x = torch.stack([self._pad_caption(embedded[i], length) for i in members])
-            rotary = self._rotary([caption_positions(length)])
+            rotary = self._rotaries.caption(length, self.device)
             for block in self.context_refiner:
                 x = block(x, rotary, None)
             refined.update(zip(members, x.unbind(), strict=True))
@@ -210,7 +205,7 @@ class ZImageTransformer2DModel(nn.Module):
             num_image_tokens = padded_length(rows * columns)
             laid_out = lengths
             padding = padding_of([num_image_tokens + n for n in lengths], self.device)
-        image_rotary, rotary = self._rotaries_of(laid_out, rows, columns)
+        image_rotary, rotary = self._rotaries.sequences(laid_out, rows, columns, self.device)
         return Context(
             captions=pad_sequence(list(captions), batch_first=True),
             image_rotary=image_rotary,
@@ -320,38 +315,3 @@ class ZImageTransformer2DModel(nn.Module):
 
     def _pad_caption(self, caption: Tensor, length: int) -> Tensor:
         return torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1)))
-
-    def _rotaries_of(
-        self, lengths: Sequence[int], rows: int, columns: int
-    ) -> tuple[Tensor, Tensor]:
-        """Angles of images behind captions of some lengths: of the images alone, and of both."""
-        key = (*lengths, rows, columns, self.device)
-        if key in self._rotaries:
-            return self._rotaries[key]
-        image = [image_positions(length, rows, columns) for length in lengths]
-        both = [
-            torch.cat((positions, caption_positions(length)))
-            for positions, length in zip(image, lengths, strict=True)
-        ]
-        angles = self._rotary(image), self._rotary(both)
-        if len(lengths) == 1:  # mixed lengths seldom come again
-            if len(self._rotaries) >= _MAX_ROTARIES:
-                del self._rotaries[next(iter(self._rotaries))]
-            self._rotaries[key] = angles
-        return angles
-
-    def _rotary(self, positions: Sequence[Tensor]) -> Tensor:
-        """Angles of sequences of positions (S_i, 3), zero behind the shorter ones."""
-        angles = [
-            rotary_angles(
-                p,
-                axes_dims=self.config.axes_dims,
-                axes_lens=self.config.axes_lens,
-                theta=self.config.rope_theta,
-            )
-            for p in positions
-        ]
-        padded = pad_sequence(angles, batch_first=True).unsqueeze(2)
-        turns = torch.stack((padded.cos(), padded.sin()), dim=-1).flatten(-2)
-        # Copied: to compiled code, a view of something with an axis of 2 is another thing.
-        return turns.to(self.device, copy=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -273,7 +274,7 @@ def test_nothing_is_computed_more_often_than_it_changes(monkeypatch: pytest.Monk
     refined = count_calls(monkeypatch, transformer.context_refiner[0], "forward")
     times = count_calls(monkeypatch, transformer.t_embedder, "forward")
     modulated = count_calls(monkeypatch, transformer.layers[0], "modulation")
-    angles = count_calls(monkeypatch, transformer, "_rotary")
+    angles = count_calls(monkeypatch, transformer._rotaries, "_table")
     one, negative = features([20])[0], features([10], seed=2)[0]
 
     def denoise(**changes: Any) -> Tensor:
@@ -679,3 +680,14 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_copy_of_a_model_has_a_memory_of_its_own() -> None:
+    pipeline = make_pipeline()
+    arguments: dict[str, Any] = {"num_inference_steps": 1, "height": 64, "width": 64}
+    first = pipeline.denoise(features([20]), generators=seeded(1), **arguments)
+    copied = make_pipeline()
+    copied.transformer = pickle.loads(pickle.dumps(copy.deepcopy(pipeline.transformer)))
+    with torch.no_grad():
+        pipeline.transformer.get_parameter("layers.0.adaLN_modulation.0.weight").mul_(2)
+    assert torch.equal(copied.denoise(features([20]), generators=seeded(1), **arguments), first)
