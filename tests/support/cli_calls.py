@@ -74,6 +74,9 @@ class CommandLine:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+        if path.suffix == ".py":  # another test of this process may have had one of that name
+            sys.modules.pop(path.stem, None)
+            importlib.invalidate_caches()
         return path
 
     def write_generator(self, body: str, module: str = "mine") -> str:
@@ -83,8 +86,6 @@ class CommandLine:
             "from prompt_generators import Prompt\n\nclass Mine:\n"
             f"    def generate_prompt(self, index):\n        {body}\n",
         )
-        sys.modules.pop(module, None)
-        importlib.invalidate_caches()
         return f"{module}:Mine"
 
     def rows(self, output: str = "out") -> list[dict[str, Any]]:

@@ -216,7 +216,8 @@ def test_forwards_are_as_documented(pair: Pair) -> None:
     for strength, steps in ((0.6, [3, 4, 5, 6, 7]), (1.0, list(range(8))), (0.01, [7])):
         done: list[int] = []
         calls: list[Any] = []
-        hook = pipeline.transformer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        block = pipeline.transformer.layers[0]
+        hook = block.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         pipeline.denoise(
             embeds,
             **{**SMALL, "num_inference_steps": 8},

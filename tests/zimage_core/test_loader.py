@@ -202,8 +202,8 @@ def header(tensors):
     ("content", "message"),
     [
         (b"\xff" * 400, "is corrupt, or no safetensors file"),
-        (b"PK\x03\x04" + b"\x00" * 400, "is truncated"),
-        (b"PK\x03\x04\x14\x00\x08\x08\x00\x00", "is corrupt, or no safetensors file"),
+        (b"PK\x03\x04" + b"\x00" * 400, "is a ZIP file, as pickles are"),
+        (b"PK\x03\x04\x14\x00\x08\x08\x00\x00", "is a ZIP file, as pickles are"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         (header([]), "is corrupt"),
         (header({"a": {}}), "is corrupt"),
