@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,23 +105,9 @@ class PipelineLoader:
             words = read_ahead(checkpoint_files(path, **parts))
             if words is not None:
                 self._log(words)
-            components = load_from_local_dir(
-                path,
-                device=torch.device(settings.device_type),
-                dtype=getattr(torch, settings.dtype),
-                compile=settings.compile,
-                attention=settings.attention,
-                quantization=self.config.model.quantization,
-                offload=settings.offload,
-                fuse_weights=None,
-                **parts,
+            components = load_components(
+                self.config, path, settings, settings.device_type, hint="'native' runs everywhere"
             )
-        except AttentionBackendError as error:
-            raise InputError(f"model.attention: {error}; 'native' runs everywhere") from error
-        except CompileError as error:
-            raise InputError(f"model.compile: {error}") from error
-        except QuantizationError as error:
-            raise InputError(f"model.quantization: {error}") from error
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ModelError(f"the model cannot be loaded: {error}") from error
         return ZImagePipeline(**components)
@@ -131,3 +118,37 @@ class PipelineLoader:
             return node_fingerprint(path, **model.parts)
         except (ValueError, OSError) as error:
             raise ModelError(f"{model.key_of(str(error))}: {error}") from error
+
+
+def load_components(
+    config: JobConfig, path: Path, settings: Settings, device: str, *, hint: str
+) -> dict[str, Any]:
+    """Load a job's models as its settings say.
+
+    Args:
+        path: folder of the weights.
+        device: type of the device, which need not be the settings'.
+        hint: what to say of an attention backend that cannot run.
+
+    Raises:
+        InputError: the attention backend, 8-bit weights or compiled blocks cannot run here.
+        ValueError, RuntimeError, OSError, ImportError: the weights cannot be loaded.
+    """
+    try:
+        return load_from_local_dir(
+            path,
+            device=torch.device(device),
+            dtype=getattr(torch, settings.dtype),
+            compile=settings.compile,
+            attention=settings.attention,
+            quantization=config.model.quantization,
+            offload=settings.offload,
+            fuse_weights=None,
+            **config.model.parts,
+        )
+    except AttentionBackendError as error:
+        raise InputError(f"model.attention: {error}; {hint}") from error
+    except CompileError as error:
+        raise InputError(f"model.compile: {error}") from error
+    except QuantizationError as error:
+        raise InputError(f"model.quantization: {error}") from error

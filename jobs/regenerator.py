@@ -21,13 +21,12 @@ from jobs.fingerprint import adapter_fingerprint
 from jobs.image_faults import ImageFault
 from jobs.init_images import find_image
 from jobs.loras import load_loras
+from jobs.pipeline_loader import load_components
 from jobs.plan import Sample
 from jobs.recorded_batch import RecordedBatch
 from jobs.writers import Pixels
-from zimage_core import AttentionBackendError, ZImagePipeline, load_from_local_dir
-from zimage_core.compilation import CompileError
+from zimage_core import ZImagePipeline
 from zimage_core.image_files import ImageFileError
-from zimage_core.quantization import QuantizationError
 
 
 class Regenerator:
@@ -140,24 +139,7 @@ def _load(config: JobConfig, settings: Settings, device: str) -> dict[str, Any]:
         fetch = f", or fetch them: zimage weights download {model.repo} DIR" if model.repo else ""
         raise ModelError(f"model.path: {model.folder}: no such folder; {hint}{fetch}")
     try:
-        return load_from_local_dir(
-            model.folder,
-            device=torch.device(device),
-            dtype=getattr(torch, settings.dtype),
-            compile=settings.compile,
-            attention=settings.attention,
-            quantization=model.quantization,
-            offload=settings.offload,
-            fuse_weights=None,
-            **model.parts,
-        )
-    except AttentionBackendError as error:
-        raise InputError(
-            f"model.attention: {error}; the images were made with {settings.attention!r}"
-        ) from error
-    except CompileError as error:
-        raise InputError(f"model.compile: {error}") from error
-    except QuantizationError as error:
-        raise InputError(f"model.quantization: {error}") from error
+        made = f"the images were made with {settings.attention!r}"
+        return load_components(config, model.folder, settings, device, hint=made)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise ModelError(f"{model.key_of(str(error))}: {error}") from error
