@@ -5,13 +5,12 @@ What every worker does when it has loaded (`jobs.canary`), for `zimage doctor --
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jobs.memory_needs import first_fitting
+from jobs.node_weights import available_memory
 from jobs.quantities import memory_size
 
 _FLOAT32 = 4  # bytes
@@ -102,15 +101,8 @@ def _offload(doctor: Mapping[str, Any]) -> tuple[str | None, int]:
         free = doctor["gpus"][0]["free_bytes"]
         sizes = model["memory"]
         return (first_fitting(sizes[0]["needed_bytes"], free) if sizes else "none"), free
-    free = _available_memory(doctor["cpu"]["memory_bytes"])
+    limit = doctor["cpu"]["memory_bytes"]
+    available = available_memory()
+    free = limit if available is None else min(limit, available)
     needed = sum(model["parameters"].values()) * _FLOAT32 * _ROOM
     return ("none" if needed <= free else None), free
-
-
-def _available_memory(limit: int) -> int:
-    """Bytes of the machine's memory that can be used now, of `limit` at most."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
-        return min(limit, int(line.split()[1]) * 1024)
-    return limit  # no Linux

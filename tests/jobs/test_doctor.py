@@ -238,7 +238,7 @@ def test_batches_that_are_wrong_on_this_machine_are_a_problem(
 
 
 def test_a_model_too_large_for_this_machine_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canary_check, "_available_memory", lambda limit: 5_000_000)
+    monkeypatch.setattr(canary_check, "available_memory", lambda: 5_000_000)
     report = doctor(TINY)
     assert report["canary"]["batches_agree"] is None
     assert "too little for this model" in report["canary"]["reason"]
