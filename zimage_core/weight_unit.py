@@ -66,12 +66,9 @@ class WeightUnit:
             size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         self.num_bytes = size
         self._host = torch.empty(size, dtype=torch.uint8)
-        self._put(
-            [
-                view.copy_(tensor.data)
-                for tensor, view in zip(self._tensors, self._views(self._host), strict=True)
-            ]
-        )
+        for tensor, view in zip(self._tensors, self._views(self._host), strict=True):
+            tensor.data = view.copy_(tensor.data)
+        self._distribute()
         if pin:
             _pin(self._host)
         self._copied: list[int] = []
@@ -111,6 +108,9 @@ class WeightUnit:
     def _put(self, views: Sequence[Tensor]) -> None:
         for tensor, view in zip(self._tensors, views, strict=True):
             tensor.data = view
+        self._distribute()
+
+    def _distribute(self) -> None:
         for joined in self._fused:
             joined.distribute()
 
