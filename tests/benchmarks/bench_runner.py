@@ -169,22 +169,12 @@ def check(records: Iterable[Record], case: Case) -> list[Record]:
 def ours(case: Case) -> Taken:
     """Our scheduler, dispatcher and executor, with actors that sleep."""
     from driver_loop import drive
-    from sleeping_actor import SleepingActor
+    from sleeping_executor import SETTINGS, sleeping_executor
 
-    from jobs.executor import Settings, WorkerSpec
-    from jobs.ray_executor import RayExecutor
-
-    executor = RayExecutor(
-        WorkerSpec(json.dumps({"seconds": case.seconds}), "nowhere", 1, "nonce"),
-        workers=WORKERS,
-        gpus_per_worker=1,
-        threads_per_worker=1,
-        stall_timeout=600,
-        actor=SleepingActor,
-    )
+    executor = sleeping_executor(WORKERS, case.seconds, stall_timeout=600)
     executor.start()
     try:
-        executor.load(Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none"))
+        executor.load(SETTINGS)
         # `drive` says itself when all were ready, so that only CPU time has to wait for it
         while len(executor.idle()) < WORKERS:
             executor.poll(0.1)

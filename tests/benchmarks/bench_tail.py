@@ -189,11 +189,9 @@ def best_end(seconds: Sequence[float], load: Sequence[float], total: int) -> flo
 
 def on_ray(workers: int, one_slow: bool) -> dict[str, Any]:
     """A job of actors that sleep, on a Ray of its own."""
-    from sleeping_actor import SleepingActor
+    from sleeping_executor import SETTINGS, sleeping_executor
 
     from jobs.cluster import connected
-    from jobs.executor import Settings, WorkerSpec
-    from jobs.ray_executor import RayExecutor
 
     seconds = [RAY_SECONDS] * workers
     single = {}
@@ -202,18 +200,10 @@ def on_ray(workers: int, one_slow: bool) -> dict[str, Any]:
         single[f"w{workers - 1}"] = seconds[-1]
     total = workers * RAY_EACH
     with connected(num_cpus=workers):
-        executor = RayExecutor(
-            WorkerSpec(json.dumps({"seconds": RAY_SECONDS, **single}), "nowhere", 1, "nonce"),
-            workers=workers,
-            gpus_per_worker=1,
-            threads_per_worker=1,
-            stall_timeout=600,
-            actor=SleepingActor,
-        )
+        executor = sleeping_executor(workers, RAY_SECONDS, single, stall_timeout=600)
         executor.start()
         try:
-            settings = Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none")
-            executor.load(settings)
+            executor.load(SETTINGS)
             begun = time.process_time()
             driven = drive(executor, total, shard_size=RAY_SHARD, together=True)
             used = time.process_time() - begun

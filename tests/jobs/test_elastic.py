@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -12,33 +11,19 @@ from typing import Any
 
 import pytest
 from driver_loop import drive
-from sleeping_actor import SleepingActor
+from sleeping_executor import SETTINGS, sleeping_executor
 
 from jobs import ray_executor
-from jobs.executor import Settings, Trimmed, WorkerLeaving, WorkerLost, WorkerReady, WorkerSpec
-from jobs.ray_executor import RayExecutor
+from jobs.executor import Trimmed, WorkerLeaving, WorkerLost, WorkerReady
 
 pytestmark = pytest.mark.ray
 SUPPORT = Path(__file__).parents[1] / "support"
-SETTINGS = Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none")
 
 
 @pytest.fixture(autouse=True)
 def path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let actors import what the tests do."""
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
-
-
-def executor_of(workers: int | str, seconds: float, **single: float) -> RayExecutor:
-    config = json.dumps({"seconds": seconds, **single})
-    return RayExecutor(
-        WorkerSpec(config, "nowhere", 1, "nonce"),
-        workers=workers,
-        gpus_per_worker=1,
-        threads_per_worker=1,
-        stall_timeout=60,
-        actor=SleepingActor,
-    )
 
 
 def test_one_slow_actor_costs_less_than_three_percent() -> None:
@@ -50,7 +35,7 @@ def test_one_slow_actor_costs_less_than_three_percent() -> None:
     best = float("inf")
     for _ in range(3):  # by the clock on the wall: a busy machine may spoil one
         with connected(num_cpus=workers):
-            executor = executor_of(workers, seconds, w5=3 * seconds)
+            executor = sleeping_executor(workers, seconds, {"w5": 3 * seconds})
             executor.start()
             try:
                 executor.load(SETTINGS)
@@ -89,7 +74,7 @@ def test_nodes_join_are_drained_and_die(cluster: Any) -> None:
     dies = cluster.add_node(**options)
     leaves = cluster.add_node(**options)
     cluster.wait_for_nodes()
-    executor = executor_of("auto", 0.15)
+    executor = sleeping_executor("auto", 0.15)
     executor.start()
     assert executor.pool.target == 3
     total, done = 3 * 90, []

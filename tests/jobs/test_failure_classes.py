@@ -14,7 +14,8 @@ from job_runs import ROOT, Job, kill_session, read_hashes, read_rows, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
 
-PRELOAD = os.pathsep.join([str(ROOT / "tests/support/failure_preload"), str(ROOT)])
+SUPPORT = ROOT / "tests/support"
+PRELOAD = os.pathsep.join(map(str, [SUPPORT / "failure_preload", SUPPORT, ROOT]))
 TINY = ROOT / "data/checkpoints/z-image-tiny"
 
 

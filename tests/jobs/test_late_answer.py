@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,13 +11,12 @@ import pytest
 import ray
 from driver_loop import drive
 from sleeping_actor import SleepingActor
+from sleeping_executor import SETTINGS, sleeping_executor
 
 from jobs.cluster import connected
-from jobs.executor import LeaseEnded, Settings, Trimmed, WorkerSpec
-from jobs.ray_executor import RayExecutor
+from jobs.executor import LeaseEnded, Trimmed
 
 pytestmark = pytest.mark.ray
-SETTINGS = Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none")
 
 
 class LateActor(SleepingActor):
@@ -35,14 +33,7 @@ def test_what_was_given_up_is_made_by_the_other(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
     with connected(num_cpus=2):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        executor = RayExecutor(
-            WorkerSpec(json.dumps({"seconds": 0.2}), "nowhere", 1, "nonce"),
-            workers=2,
-            gpus_per_worker=1,
-            threads_per_worker=1,
-            stall_timeout=60,
-            actor=LateActor,
-        )
+        executor = sleeping_executor(2, 0.2, actor=LateActor)
         executor.start()
         try:
             executor.load(SETTINGS)

@@ -5,7 +5,6 @@ And a worker that gets SIGTERM leaves, and has another one in its place.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ import pytest
 import ray
 from driver_loop import drive
 from sleeping_actor import SleepingActor
+from sleeping_executor import SETTINGS, sleeping_executor
 
 from jobs.errors import DeviceUnusableError
 from jobs.executor import (
@@ -27,11 +27,9 @@ from jobs.executor import (
     WorkerReady,
     WorkerSpec,
 )
-from jobs.ray_executor import RayExecutor
 from jobs.ray_worker import drain_on_sigterm
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
-SETTINGS = Settings("cpu", "float32", "native", False, "none", 1, 1, "none", "none")
 
 
 class Picky(SleepingActor):
@@ -65,14 +63,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_node_where_workers_die_and_device_that_fails_are_left_aside(cluster: Any) -> None:
-    executor = RayExecutor(
-        WorkerSpec(json.dumps({"seconds": 0.1}), "nowhere", 1, "nonce"),
-        workers="auto",
-        gpus_per_worker=1,
-        threads_per_worker=1,
-        stall_timeout=60,
-        actor=Picky,
-    )
+    executor = sleeping_executor("auto", 0.1, actor=Picky)
     assert executor.start().node_id == cluster.head_node.node_id
     told: list[int] = []
 

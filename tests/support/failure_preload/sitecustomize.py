@@ -2,40 +2,20 @@
 
 The file that FAILURES names says which, in JSON: `max_batch` (more are out of memory), and lists of
 sample indices under `kill`, `hang`, `nan`, `flat` and `raise`. Each worker reads it anew.
+It needs `tests/support` on the path too.
 """
 
-import importlib.abc
-import importlib.util
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Lets `jobs.batch_stages` be found as always, and puts the failures in once it has run."""
-
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        if name != "jobs.batch_stages":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.loader is not None
-        run = spec.loader.exec_module
-
-        def exec_module(module):  # type: ignore[no-untyped-def]
-            run(module)
-            _install(module, json.loads(Path(os.environ["FAILURES"]).read_text()))
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def _install(module, failures) -> None:  # type: ignore[no-untyped-def]
+def _install(module) -> None:  # type: ignore[no-untyped-def]
     import torch
 
+    failures = json.loads(Path(os.environ["FAILURES"]).read_text())
     stages, pipeline = module.BatchStages, module.ZImagePipeline
     denoise, decode_draft, decode = stages._denoise, stages._decode, pipeline.decode
     decoded: list[int] = []  # samples of the batch that is being decoded
@@ -75,4 +55,6 @@ def _install(module, failures) -> None:  # type: ignore[no-untyped-def]
 
 
 if os.environ.get("FAILURES"):
-    sys.meta_path.insert(0, _Finder())
+    from import_hook import after_import
+
+    after_import("jobs.batch_stages", _install)
