@@ -14,26 +14,13 @@ from jobs.plan import PromptError, make_sample
 from jobs.preparation import Prepared, RunOptions, output_uri, prepare
 from jobs.quantities import counted, duration, file_size
 from jobs.record import check_weights
+from jobs.roofline import CARDS, PUBLISHED, denoising_flops
 from jobs.terminal import visible
 from zimage_core.strength import first_step
 
 _SHOWN_PROMPTS = 4
 # Bytes of a PNG for each pixel, from 1024 x 1024 test images of natural statistics: 1.8 MB.
 _BYTES_PER_PIXEL = {"png": 1.8, "jpeg": 0.5, "webp": 0.4}
-
-# Dense bfloat16 peak with float32 accumulation, TFLOP/s (the makers' data sheets), and the share
-# of it that published Z-Image runs reach. Computed, not measured by this project.
-_DEVICES = {
-    "h100": (989.0, 0.65),
-    "h200": (989.0, 0.65),
-    "a100": (312.0, 0.65),
-    "l40s": (362.0, 0.5),
-    "l4": (121.0, 0.5),
-    "rtx4090": (165.2, 0.75),
-    "rtx5090": (209.5, 0.75),
-    "rtx3090": (71.0, 0.75),
-}
-_CAPTION_TOKENS = 64  # assumed where the estimate needs a caption's length
 
 
 def plan_report(config: JobConfig, *, gpus: int | None, device: str | None, as_json: bool) -> int:
@@ -42,8 +29,8 @@ def plan_report(config: JobConfig, *, gpus: int | None, device: str | None, as_j
     Raises:
         JobError: the first thing that a run would stumble over.
     """
-    if device is not None and device.lower() not in _DEVICES:
-        raise InputError(f"--device: {device!r}: unknown; allowed: {', '.join(_DEVICES)}")
+    if device is not None and device.lower() not in CARDS:
+        raise InputError(f"--device: {device!r}: unknown; allowed: {', '.join(CARDS)}")
     prepared = prepare(config, RunOptions(), create=False)
     report = _report(prepared, gpus, device)
     if as_json:
@@ -220,13 +207,13 @@ def _time(
     if prepared.config.prompts.images_root is not None:
         steps -= first_step(steps, sampling.strength)  # taken to be so for every prompt
     forwards = steps * (2 if sampling.guidance_scale > 0 else 1)
-    peak, share = _DEVICES[device.lower()]
-    flops = forwards * transformer_flops(sampling.width, sampling.height)
+    card = CARDS[device.lower()]
+    flops = denoising_flops(PUBLISHED, sampling.width, sampling.height, forwards)
     # the decoder: 10.5 TFLOP at 1024 x 1024, linear in the pixels
     flops += 10.47e12 * sampling.width * sampling.height / 1024**2
     if prepared.config.prompts.images_root is not None:
         flops += 4.88e12 * sampling.width * sampling.height / 1024**2  # the encoder
-    seconds = flops / (peak * 1e12 * share)
+    seconds = flops / (card.peak * card.share)
     number = gpus or 1
     return {
         "device": device.lower(),
@@ -235,19 +222,6 @@ def _time(
         "seconds": prepared.resume.num_to_make * seconds / number,
         "basis": "computed from floating-point operations of the 6B model; not measured",
     }
-
-
-def transformer_flops(width: int, height: int, caption: int = _CAPTION_TOKENS) -> float:
-    """Floating-point operations of one forward of the 6B transformer for one image."""
-    dim, hidden, layers, refiners = 3840, 10240, 30, 2
-    image = (width // 16) * (height // 16)
-    tokens = image + caption
-    per_token = 2.0 * (4 * dim * dim + 3 * dim * hidden)
-
-    def blocks(number: int, length: int) -> float:
-        return number * (per_token * length + 4.0 * length * length * dim)
-
-    return blocks(layers, tokens) + blocks(refiners, image) + blocks(refiners, caption)
 
 
 def _free_bytes(prepared: Prepared) -> int | None:
