@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import gc
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,9 +31,12 @@ import pyarrow.compute as pc
 from jobs import manifest
 from jobs.errors import StorageError
 from jobs.manifest import ManifestRow
+from jobs.parallel import ordered_map
 from jobs.part_check import MAX_FILE_BYTES
 from jobs.plan import JobPlan, Shard
 from jobs.storage import Storage
+
+T = TypeVar("T")
 
 FOLDER = "manifest"
 _READERS = 8
@@ -136,23 +138,17 @@ class Listing:
         self, shard_ids: Iterable[int], columns: Sequence[str] | None = None
     ) -> Iterator[tuple[int, pa.Table]]:
         """`current` for many shards, in the order given, read in parallel and lazily."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            window: deque[tuple[int, Future[pa.Table]]] = deque()
-            for shard_id in shard_ids:
-                if shard_id not in self.parts:
-                    continue
-                window.append((shard_id, pool.submit(self.current, shard_id, columns)))
-                if len(window) >= 4 * _READERS:
-                    done, future = window.popleft()
-                    yield done, future.result()
-            for done, future in window:
-                yield done, future.result()
+
+        def read(shard_id: int) -> tuple[int, pa.Table]:
+            return shard_id, self.current(shard_id, columns)
+
+        known = (shard_id for shard_id in shard_ids if shard_id in self.parts)
+        return ordered_map(read, known, threads=_READERS)
 
     def schemas(self) -> Iterator[pa.Schema]:
-        """The schema of every part, read in parallel."""
-        parts = [part for shard in sorted(self.parts) for part in self.parts[shard]]
-        with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(lambda part: read_part(self.storage, part).schema, parts)
+        """The schema of every part, from their footers, read in parallel and lazily."""
+        parts = (part for shard in sorted(self.parts) for part in sorted(self.parts[shard]))
+        return ordered_map(partial(read_schema, self.storage), parts, threads=_READERS)
 
     def _state(self, parts: list[PartName]) -> ShardState:
         if len(parts) == 1:  # nearly all shards of a large job: its listing takes this path
@@ -218,18 +214,30 @@ def _current(
         known = {field.name: field for field in [*manifest.TAR_SCHEMA, *schema]}
         schema = pa.schema([known.get(name, pa.field(name, pa.string())) for name in columns])
     table = pa.concat_tables(manifest.cast(t, schema) for t in tables)
+    indices = table["index"].to_numpy()
+    if (indices[1:] > indices[:-1]).all():  # in order, none twice: nearly all shards
+        return table
     last = {index: row for row, index in enumerate(table["index"].to_pylist())}
     return table.take(pa.array([last[index] for index in sorted(last)], type=pa.int64()))
 
 
 def read_part(storage: Storage, part: PartName, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one part. Raises StorageError if it is gone or damaged."""
+    return _parsed(storage, part, lambda content: manifest.from_parquet(content, columns))
+
+
+def read_schema(storage: Storage, part: PartName) -> pa.Schema:
+    """The schema of one part. Raises StorageError if it is gone or its footer is damaged."""
+    return _parsed(storage, part, manifest.schema_of)
+
+
+def _parsed(storage: Storage, part: PartName, parse: Callable[[bytes], T]) -> T:
     path = f"{FOLDER}/{part}"
     content = storage.get(path, most=MAX_FILE_BYTES)
     if content is None:
         raise StorageError(f"{storage.uri}/{path}: the part was listed, but is gone")
     try:
-        return manifest.from_parquet(content, columns)
+        return parse(content)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(
             f"{storage.uri}/{path}: damaged manifest part: {error} Put it back, or delete it and "
@@ -257,8 +265,7 @@ def missing_indices(listing: Listing, shard: Shard) -> set[int] | None:
 
 def failed_indices(listing: Listing, plan: JobPlan) -> Iterator[tuple[Shard, set[int]]]:
     """The failed current rows, shard by shard; only shards that have some are read."""
-    for shard_id in sorted(listing.states):
-        if listing.states[shard_id].failed:
-            table = listing.current(shard_id, ["index", "status"])
-            mask = pc.equal(table["status"], "failed")
-            yield plan.shard(shard_id), set(table.filter(mask)["index"].to_pylist())
+    shards = [shard_id for shard_id in sorted(listing.states) if listing.states[shard_id].failed]
+    for shard_id, table in listing.current_tables(shards, ["index", "status"]):
+        failed = table.filter(pc.equal(table["status"], "failed"))
+        yield plan.shard(shard_id), set(failed["index"].to_pylist())

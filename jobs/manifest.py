@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import ErrorType
-from jobs.part_check import read_bounded
+from jobs.part_check import check_size, read_bounded
 
 SCHEMA_VERSION = 1
 _UTC = pa.timestamp("us", tz="UTC")
@@ -125,9 +126,9 @@ assert tuple(f.name for f in fields(ManifestRow)) == (*COLUMN_NAMES, "metadata",
 def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
     """Rows as a table: the fixed columns, then `profile_<column>` in order of first appearance."""
     schema = _with_tars(SCHEMA) if any(row.tar is not None for row in rows) else SCHEMA
+    values = zip(*map(attrgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
     columns = [
-        pa.array([_plain(getattr(row, field.name)) for row in rows], type=field.type)
-        for field in schema
+        pa.array(column, type=field.type) for column, field in zip(values, schema, strict=True)
     ]
     names = dict.fromkeys(name for row in rows for name in row.metadata)
     for name in names:
@@ -144,7 +145,11 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """
     profile: dict[str, pa.DataType] = {}
     result = SCHEMA
+    previous: pa.Schema | None = None
     for schema in schemas:
+        if previous is not None and schema.equals(previous):
+            continue  # nearly all parts of a job: to look at each field takes long
+        previous = schema
         if TAR_SCHEMA.names[0] in schema.names:
             result = _with_tars(SCHEMA)
         for field in schema:
@@ -158,12 +163,18 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with exactly the columns and types of `schema`; absent ones are null."""
-    arrays = [
-        table[field.name].cast(field.type, safe=False)
-        if field.name in table.schema.names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
+    if table.schema.equals(schema):
+        return table.replace_schema_metadata(schema.metadata)
+    positions = {name: position for position, name in enumerate(table.schema.names)}
+    arrays = []
+    for field in schema:
+        position = positions.get(field.name)
+        if position is None:
+            arrays.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(position)
+        # a cast that changes nothing takes longer than all the rest
+        arrays.append(column if column.type == field.type else column.cast(field.type, safe=False))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -186,14 +197,17 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> i
     count = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         group: list[pa.Table] = []
+        rows = 0
         for table in tables:
             group.append(table)
-            count += table.num_rows
-            if sum(t.num_rows for t in group) >= _ROW_GROUP:
+            rows += table.num_rows
+            if rows >= _ROW_GROUP:
                 writer.write_table(pa.concat_tables(group))
-                group = []
+                count += rows
+                group, rows = [], 0
         if group:
             writer.write_table(pa.concat_tables(group))
+            count += rows
     return count
 
 
@@ -214,14 +228,21 @@ def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
     return table if names is None else table.select(names)
 
 
+def schema_of(content: bytes) -> pa.Schema:
+    """The schema of a part, from its footer alone: its rows are not looked at.
+
+    Raises:
+        pa.ArrowException, OSError: the footer is damaged, or has more columns than a part may.
+    """
+    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    check_size(file.metadata)
+    return file.schema_arrow
+
+
 def _with_tars(schema: pa.Schema) -> pa.Schema:
     for field in TAR_SCHEMA:
         schema = schema.append(field)
     return schema
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _profile_array(values: list[object]) -> pa.Array:

@@ -34,13 +34,7 @@ def read_bounded(
             a time that may not be.
     """
     described = file.metadata
-    for what, count, most in (
-        ("rows", described.num_rows, MAX_ROWS),
-        ("columns", described.num_columns, MAX_COLUMNS),
-        ("row groups", described.num_row_groups, MAX_ROWS),
-    ):
-        if count > most:
-            raise pa.ArrowInvalid(f"it has {count:,} {what}; allowed: up to {most:,}.")
+    check_size(described)
     fault = types_fault(file.schema_arrow, schema)
     if fault is not None:
         raise pa.ArrowInvalid(f"{fault}.")
@@ -54,6 +48,21 @@ def read_bounded(
     if fault is not None:
         raise pa.ArrowInvalid(f"{fault}.")
     return table
+
+
+def check_size(described: pq.FileMetaData) -> None:
+    """Refuse a file of more rows, columns or row groups than a part may have.
+
+    Raises:
+        pa.ArrowInvalid: it has.
+    """
+    for what, count, most in (
+        ("rows", described.num_rows, MAX_ROWS),
+        ("columns", described.num_columns, MAX_COLUMNS),
+        ("row groups", described.num_row_groups, MAX_ROWS),
+    ):
+        if count > most:
+            raise pa.ArrowInvalid(f"it has {count:,} {what}; allowed: up to {most:,}.")
 
 
 def types_fault(found: pa.Schema, schema: pa.Schema) -> str | None:
