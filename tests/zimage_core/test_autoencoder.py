@@ -7,6 +7,7 @@ from autoencoder_configs import CONFIGS, autoencoder_values, random_state
 
 from zimage_core.autoencoder import AutoencoderKL
 from zimage_core.config import AutoencoderConfig
+from zimage_core.pipeline import ZImagePipeline
 
 
 def pair(**changes):
@@ -51,6 +52,16 @@ def test_sample_equals_diffusers_with_the_same_generator(models):
     b = theirs.encode(images).latent_dist.sample(torch.Generator().manual_seed(7))
     assert relative(a, b) < 1e-5
     assert not torch.equal(a, ours.encode(images).sample(torch.Generator().manual_seed(8)))
+
+
+@torch.no_grad()
+def test_the_pipeline_gives_each_image_of_a_batch_its_own_bits(models):
+    vae, _ = models
+    pipeline = ZImagePipeline(None, vae, None, None, None)
+    latents = torch.randn(3, vae.config.latent_channels, 4, 6)
+    together = pipeline.decode(latents)
+    for i in range(3):
+        assert torch.equal(together[i], pipeline.decode(latents[i : i + 1])[0])
 
 
 @torch.no_grad()

@@ -186,7 +186,9 @@ def test_more_work_takes_more(published: MemoryModel) -> None:
 
     assert activations("denoise", guided=True) > 1.8 * activations("denoise")
     assert activations("denoise", batch_size=4) > 3.5 * activations("denoise")
-    assert activations("decode", batch_size=4) > 3.9 * activations("decode")
+    # Images are decoded one after the other; only what they end as is there for all.
+    images = 3 * 4 * 3 * 512 * 512
+    assert images < activations("decode", batch_size=4) - activations("decode") < 4 * images
     assert activations("encode", caption_tokens=512) > 3.9 * activations(
         "encode", caption_tokens=128
     )
