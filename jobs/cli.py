@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from jobs import bench as bench_command
 from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 from jobs.terminal import visible
@@ -173,6 +174,11 @@ def parser() -> argparse.ArgumentParser:
 
     weights = _command(commands, "weights", _weights, "fetch, list and check checkpoints")
     weights_command.add_arguments(weights)
+
+    bench = _command(
+        commands, "bench", bench_command.run, "speed of each stage against the computed limit"
+    )
+    bench_command.add_arguments(bench, _positive)
 
     doctor = _command(commands, "doctor", _doctor, "what this machine can run")
     doctor.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to check as well")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6))
+
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 image`, `6,000 images`."""
@@ -18,6 +20,23 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def short_time(seconds: float) -> str:
+    """Seconds that were measured, with three digits or more: `0.123 ms`, `93.1 ms`, `5.38 s`."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{_three_digits(1000 * seconds)} ms"
+
+
+def scaled(number: float, unit: str) -> str:
+    """A large number with a prefix, and three digits or more: `594 TFLOP/s`, `12.3 GFLOP`."""
+    prefix, scale = next((p for p in _PREFIXES if number >= p[1]), _PREFIXES[-1])
+    return f"{_three_digits(number / scale)} {prefix}{unit}"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{sum(number < limit for limit in (100, 10, 1))}f}"
 
 
 def file_size(count: float) -> str:
