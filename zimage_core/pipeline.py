@@ -10,6 +10,7 @@ image's, L tokens of a caption.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from zimage_core.guidance import Guidance
 from zimage_core.noise import draw_noise
 from zimage_core.offload import compute_device, use
 from zimage_core.patchify import patchify, unpatchify
+from zimage_core.step_cache import StepCache, computed_steps
 from zimage_core.strength import first_step
 from zimage_core.text_encoder import encode_prompts, tokenize
 
@@ -168,6 +170,7 @@ class ZImagePipeline:
         strength: float = 0.6,
         cfg_normalization: bool | float = False,
         cfg_truncation: float | None = 1.0,
+        cache: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Denoise one image for each text feature, from noise or from a noised image.
@@ -180,7 +183,7 @@ class ZImagePipeline:
             height: H in pixels.
             width: W in pixels.
             num_inference_steps: number of transformer evaluations; with `image_latents` fewer are
-                made, see `strength.first_step`.
+                made, see `strength.first_step`, and fewer with `cache`.
             guidance_scale: see `Guidance.scale`; 0 runs no negative branch.
             negative_prompt_embeds: B text features, required where `guidance_scale` > 0.
             generators: B generators, one for the noise of each image (on the CPU, a seed means the
@@ -192,6 +195,8 @@ class ZImagePipeline:
                 where there are none.
             cfg_normalization: see `Guidance.normalization`.
             cfg_truncation: see `Guidance.truncation`.
+            cache: None evaluates the transformer on each step; a number of `step_cache.INTERVALS`
+                on one step of so many in the middle of the schedule, which is lossy.
             on_step: called with the index of each step, in the whole schedule, once it is queued.
 
         Returns:
@@ -227,6 +232,8 @@ class ZImagePipeline:
         first = 0 if image_latents is None else first_step(num_inference_steps, strength)
         steps = range(first, num_inference_steps)
         is_guided = {i: guidance.acts_at(times[i].item()) for i in steps}
+        computed = computed_steps(list(is_guided.values()), cache)
+        velocities = StepCache(computed, times[first:].tolist())
 
         use(self.transformer)
         latents = _noise(shape, generators, latents).to(self.device, torch.float32)
@@ -248,12 +255,12 @@ class ZImagePipeline:
         patch_size = self.transformer.patch_size
         patches = patchify(latents, patch_size)
         for i in steps:
+            groups = both if is_guided[i] else plain
+            assert groups is not None
+            evaluate = partial(groups.velocity, patches, modulations[i])
+            velocity = velocities.velocity(i - first, evaluate)
             if is_guided[i]:
-                assert both is not None
-                velocity = guidance.combine(*both.velocity(patches, modulations[i]).chunk(2))
-            else:
-                assert plain is not None
-                velocity = plain.velocity(patches, modulations[i])
+                velocity = guidance.combine(*velocity.chunk(2))
             # The model predicts image - noise; the scheduler walks along sigma, from noise.
             patches = self.scheduler.step(-velocity, patches, sigmas, i)
             if on_step is not None:
