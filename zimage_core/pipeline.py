@@ -279,7 +279,7 @@ class ZImagePipeline:
         config = self.vae.config
         weight = next(self.vae.parameters())
         scaled = latents.float() / config.scaling_factor + config.shift_factor
-        each = scaled.to(weight.device, weight.dtype).split(1)
+        each = torch.split(scaled.to(weight.device, weight.dtype), 1)
         return torch.cat([pixels.from_signed(self.vae.decode(image)) for image in each])
 
     def latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
