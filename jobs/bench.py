@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from jobs.bench_page import format_page, format_row, page_path
+    from jobs.bench_page import format_page, format_row
     from jobs.bench_rows import BenchRows, compared_with
-    from jobs.conditions import conditions, find_device
+    from jobs.conditions import conditions, find_device, page_path
     from jobs.device import DeviceError
     from jobs.roofline import CARDS
     from jobs.stage_times import PROMPT, SEED, WARM_UP_RUNS, StageTimes, Stopwatch
@@ -273,7 +273,8 @@ def _load(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) ->
 
     _say(f"loading {args.model}")
     try:
-        components = load_from_local_dir(args.model, device=device, dtype=dtype)
+        # Any backend does, but one that ZIMAGE_ATTENTION names might not run.
+        components = load_from_local_dir(args.model, device=device, dtype=dtype, attention="native")
     except (CheckpointError, OSError) as error:
         raise ModelError(f"--model: {error}") from error
     except (RuntimeError, MemoryError) as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.conditions import company
 from jobs.quantities import counted, memory_size, scaled, short_time
 from jobs.roofline import CARDS, PUBLISHED, denoising_flops
 
@@ -29,22 +28,9 @@ _NAMES = {
 }
 
 _SUMMED = ("text_encoding", "denoise", "decode", "png")
-_OTHERS_MEMORY = 2**30  # bytes of a GPU: more than this process' own context takes
-_BUSY = 0.5  # of the cores
+_WIDTH = 120  # characters
 _Values = dict[str, Any]
 _Column = tuple[str, Callable[[_Values], str]]
-
-
-def page_path(given: Path | None, date: datetime, device: str) -> Path:
-    """Where the page goes: what is given, or a name that is free in the working directory."""
-    if given is not None:
-        return given
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    stem = f"{date:%Y-%m-%d}-bench-{slug}"
-    path, number = Path(f"{stem}.md"), 2
-    while path.exists():
-        path, number = Path(f"{stem}-{number}.md"), number + 1
-    return path
 
 
 def format_row(row: Row) -> str:
@@ -77,35 +63,36 @@ def format_page(report: _Values) -> str:
         "",
         f"`{report['command']}`, {report['date'][:10]}. {report['model']['name']}, "
         f"{settings['dtype']}, {settings['steps']} steps, {batch} at once. Median of "
-        f"{settings['repeats']} runs after {settings['warm_up_runs']} that did not count.",
+        f"{counted(settings['repeats'], 'run')} after {settings['warm_up_runs']} that did not "
+        "count.",
     ]
     if report["stopped"] is not None:
         lines += ["", f"**Not complete: {report['stopped']}.** What was measured before is below."]
-    lines += [f"\n**Not alone**: {words}." for words in _company(found)]
+    for words in company(found):
+        lines += ["", f"**Not alone**: {words}."]
     if not report["model"]["published_size"]:
         lines += ["", "**Not the published model**: its figures say nothing about Z-Image itself."]
     lines += ["", "## Images", "", *_images(rows), "", _mfu_words(limit)]
     lines += ["", "## Where the time goes", "", *_shares(rows)]
-    lines += ["", "## Every stage", "", *_every_stage(rows)]
+    lines += ["", "## Every stage", "", *_every_stage(rows, found["device_type"])]
     lines += ["", "## Not run", "", *_not_run(report["not_run"])]
     lines += ["", "## Limits, computed and not measured", "", *_limits(rows, report)]
     lines += ["", "## Conditions", "", *_conditions(report)]
     lines += ["", "## How it was measured", "", *_method(report), ""]
-    return "\n".join(lines)
+    return "\n".join(_wrapped(line) for line in lines)
 
 
-def _company(found: _Values) -> list[str]:
-    """What else seems to have run on the machine, and may have made figures worse."""
-    words = []
-    if found["device_type"] == "cpu" and found["load_average"] > _BUSY * found["cores"]:
-        words.append(
-            f"the load before was {found['load_average']} on {counted(found['cores'], 'core')}, so "
-            "that times here are too long by an unknown factor; CPU times are less so"
-        )
-    if found["memory_bytes"] and found["memory_bytes"] - found["free_bytes"] > _OTHERS_MEMORY:
-        taken = memory_size(found["memory_bytes"] - found["free_bytes"])
-        words.append(f"{taken} of the GPU's memory were taken before")
-    return words
+def _wrapped(line: str) -> str:
+    """Prose in lines as the other pages have them; tables and headings as they are."""
+    if line.startswith(("|", "#")):
+        return line
+    return textwrap.fill(
+        line,
+        _WIDTH,
+        subsequent_indent="  " if line.startswith("- ") else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _images(rows: Iterable[_Values]) -> list[str]:
@@ -189,7 +176,7 @@ def _share(stage: str, group: _Values) -> str:
     return _median(group[stage]) + (f" ({share:.1f} %)" if stage in _SUMMED else "")
 
 
-def _every_stage(rows: Iterable[_Values]) -> list[str]:
+def _every_stage(rows: Iterable[_Values], device_type: str) -> list[str]:
     return _table(
         list(rows),
         [
@@ -199,7 +186,8 @@ def _every_stage(rows: Iterable[_Values]) -> list[str]:
             ("median", _median),
             ("lowest to highest", _spread),
             ("timed", lambda row: str(row["runs"] or "")),
-            ("CPU time", lambda row: _seconds(row["cpu_seconds"])),
+            # waiting for a GPU keeps a CPU busy
+            ("CPU time", lambda row: _seconds(row["cpu_seconds"]) if device_type == "cpu" else ""),
             ("achieved", _rate),
             ("MFU", _mfu),
             ("peak memory", _peak),
@@ -280,10 +268,11 @@ def _conditions(report: _Values) -> list[str]:
 
 
 def _method(report: _Values) -> list[str]:
-    compiled = "".join(
-        f" Compiling took {_seconds(seconds)} with `{name}`."
-        for name, seconds in report["compile_seconds"].items()
+    compiled = ", ".join(
+        f"{_seconds(seconds)} (`{name}`)" for name, seconds in report["compile_seconds"].items()
     )
+    if compiled:
+        compiled = f" Compiling took {compiled}, the first with the start of the compiler."
     return [
         "The device is waited for before and after each timed run. A step, a forward of the "
         "transformer and the scheduler's Euler step, is timed from the end of the one before, "
@@ -301,6 +290,8 @@ def _method(report: _Values) -> list[str]:
 
 def _table(rows: Sequence[_Values], columns: Sequence[_Column], numbers_from: int) -> list[str]:
     """Markdown; columns that say nothing in any row are left out."""
+    if not rows:
+        return ["Nothing was measured."]
     cells = [[text(row) for row in rows] for _, text in columns]
     kept = [i for i, column in enumerate(cells) if any(column)]
     head = [columns[i][0] for i in kept]

@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from jobs.device import device_type
 from jobs.errors import InputError
+from jobs.quantities import counted, memory_size
 from jobs.record import versions
 
 _ALLOWED_DEVICES = "auto, cpu, cuda, cuda:N, mps"
@@ -20,6 +23,8 @@ _PACKAGES = (
     *("zimage-batch", "torch", "transformers", "numpy", "pillow", "isal"),
     *("triton", "flash-attn", "flash-attn-3"),
 )
+_OTHERS_MEMORY = 2**30  # bytes of a GPU: more than this process' own context takes
+_BUSY = 0.5  # of the cores
 _DRIVER = Path("/proc/driver/nvidia/version")
 _CPU = Path("/proc/cpuinfo")
 
@@ -73,6 +78,32 @@ def conditions(device: torch.device) -> dict[str, Any]:
         "versions": versions(_PACKAGES),
         "commit": _commit(Path(__file__).parents[1]),
     }
+
+
+def company(found: Mapping[str, Any]) -> list[str]:
+    """What else seems to have run on the machine, and may have made figures worse."""
+    words = []
+    if found["device_type"] == "cpu" and found["load_average"] > _BUSY * found["cores"]:
+        words.append(
+            f"the load before was {found['load_average']} on {counted(found['cores'], 'core')}, so "
+            "that times here are too long by an unknown factor; CPU times are less so"
+        )
+    if found["memory_bytes"] and found["memory_bytes"] - found["free_bytes"] > _OTHERS_MEMORY:
+        taken = memory_size(found["memory_bytes"] - found["free_bytes"])
+        words.append(f"{taken} of the GPU's memory were taken before")
+    return words
+
+
+def page_path(given: Path | None, date: datetime, device: str) -> Path:
+    """Where the page goes: what is given, or a name that is free in the working directory."""
+    if given is not None:
+        return given
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    stem = f"{date:%Y-%m-%d}-bench-{slug}"
+    path, number = Path(f"{stem}.md"), 2
+    while path.exists():
+        path, number = Path(f"{stem}-{number}.md"), number + 1
+    return path
 
 
 def driver_version(text: str) -> str | None:

@@ -15,10 +15,10 @@ from cli_calls import CommandLine
 from job_runs import ROOT
 
 from jobs import bench
-from jobs.bench_page import page_path
 from jobs.bench_rows import compared_with, decoder_flops, timed_row
 from jobs.cli import main
-from jobs.conditions import driver_version
+from jobs.conditions import company, driver_version, find_device, page_path
+from jobs.errors import InputError
 from jobs.quantities import scaled, short_time
 from jobs.resources import bundle_root
 from jobs.roofline import TransformerSize, denoising_flops
@@ -29,7 +29,7 @@ from zimage_core.config import AutoencoderConfig, TransformerConfig
 TINY = bundle_root() / "data" / "checkpoints" / "z-image-tiny"
 PUBLISHED_VAE = ROOT / "zimage_core" / "published" / "vae.json"
 STEPS, REPEATS, BATCH = 3, 2, 2
-SMALL = ["--device", "cpu", "--steps", STEPS, "--repeats", REPEATS, "--compile", "without"]
+SMALL = ["--device", "cpu", "--steps", STEPS, "--repeats", 1, "--compile", "without"]
 FILES = ["png", "jpeg", "webp"]
 
 
@@ -39,6 +39,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     page = tmp_path_factory.mktemp("bench") / "page.md"
     out, err = io.StringIO(), io.StringIO()
     arguments = ["bench", "--model", TINY, "--sizes", 32, 48, *SMALL, "--batch-size", BATCH]
+    arguments += ["--repeats", REPEATS]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert main([str(a) for a in [*arguments, "--output", page, "--json"]]) == 0
     return json.loads(out.getvalue()), page.read_text(encoding="utf-8"), err.getvalue()
@@ -121,12 +122,13 @@ def test_what_cannot_run_is_named_with_its_reason(measured: Any) -> None:
     assert set(reasons) == {"flash", "_flash_3"}
     for name, reason in reasons.items():
         assert "is not installed" in reason or "CUDA" in reason
-        assert f"- `{name}`: {reason}" in page
+        assert f"- `{name}`: {reason}" in " ".join(page.split())
         assert f"not run: attention {name}: {reason}" in err
 
 
 def test_page_says_what_a_reader_asks(measured: Any) -> None:
     report, page, err = measured
+    text = " ".join(page.split())  # lines are broken anywhere
     assert page.startswith(f"# Z-Image on {report['conditions']['device']}\n")
     table = page.split("## Images\n\n", 1)[1].split("\n\n", 1)[0].splitlines()
     head = [cell.strip() for cell in table[0].strip("|").split("|")]
@@ -136,11 +138,12 @@ def test_page_says_what_a_reader_asks(measured: Any) -> None:
     ]  # no MFU, limit and peak memory, which a CPU has not
     assert [line.split("|")[1].strip() for line in table[2:]] == ["32 x 32"] * 2 + ["48 x 48"] * 2
     assert all(line.count("|") == table[0].count("|") for line in table)
-    assert "(MFU) is left out: no peak is known for a CPU." in page
-    assert "Median of 2 runs after 1 that did not count." in page
-    assert "**Not the published model**" in page
+    assert "(MFU) is left out: no peak is known for a CPU." in text
+    assert "Median of 2 runs after 1 that did not count." in text
+    assert "**Not the published model**" in text
+    assert all(len(line) <= 120 for line in page.splitlines() if not line.startswith("|"))
     # computed for this number of steps
-    assert "needs 167 TFLOP" in page and "0.21 s on an H100 at 800" in page
+    assert "needs 167 TFLOP" in text and "0.21 s on an H100 at 800" in text
     for fact in ("torch 2.", "| threads | 1 |", report["settings"]["prompt"].format(1)):
         assert fact in page
     assert report["page"] not in page and str(TINY.parent) not in page  # places of this machine
@@ -234,7 +237,7 @@ def test_what_fails_otherwise_costs_its_rows_and_the_exit_code(
     ended = zimage("bench", "--model", TINY, "--sizes", 32, *SMALL, "--output", "p.md", code=5)
     page = (zimage.folder / "p.md").read_text()
     assert "| 32 x 32 | `_native_flash` | no | failed | failed | failed |" in page
-    assert "RuntimeError: No available kernel. Aborting execution." in page
+    assert "| RuntimeError: No available kernel. Aborting execution. |" in page
     assert re.search(r"end to end +32 px +native +[\d.]+ m?s \(", ended.out)
     assert ended.out.endswith("p.md: written\n")
 
@@ -261,7 +264,7 @@ def test_failed_device_ends_the_run_with_what_it_has(zimage: CommandLine, loaded
     loaded(illegal)
     ended = zimage("bench", "--model", TINY, "--sizes", 32, 48, *SMALL, "--output", "p.md", code=5)
     page = (zimage.folder / "p.md").read_text()
-    assert "**Not complete: the device failed: RuntimeError: CUDA error: an illegal" in page
+    assert "**Not complete: the device failed: RuntimeError: CUDA error" in " ".join(page.split())
     assert page.count("| `_native_flash` | no |") == 1  # nothing was tried after it
     assert "stopped: the device failed" in ended.err
 
@@ -392,6 +395,102 @@ def test_compiled_blocks_make_the_same_latents(zimage: CommandLine) -> None:
     assert compiled["status"] == "ok" and 0 < compiled["difference"] < 1e-4
     assert report["compile_seconds"]["native"] > 0
     assert "Compiling took " in (zimage.folder / "p.md").read_text()
+
+
+class FakeCuda:
+    """A stream whose work is done when it is waited for, a second after it was queued."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.queued = self.done = 0.0
+        self.calls: list[str] = []
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = cuda.queued
+
+            def elapsed_time(self, later: "Event") -> float:
+                assert max(self.at, later.at) <= cuda.done, "the device is not done"
+                return 1000 * (later.at - self.at)
+
+        def synchronize(device: Any) -> None:
+            self.done = self.queued
+            self.calls.append("wait")
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+        monkeypatch.setattr(
+            torch.cuda, "reset_peak_memory_stats", lambda device: self.calls.append("reset")
+        )
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * 2**30)
+
+    def work(self, seconds: float) -> None:
+        self.queued += seconds
+        self.calls.append("work")
+
+
+def test_cuda_is_waited_for_around_runs_and_not_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    watch = Stopwatch(torch.device("cuda", 0), 2)
+    marks: list[Any] = []
+    steps: list[float] = []
+
+    def run() -> str:
+        marks.clear()
+        for seconds in (0.5, 0.25, 0.125):
+            cuda.work(seconds)
+            marks.append(watch.mark())
+        return "latents"
+
+    result, timing = watch.time(run, lambda: steps.extend(watch.between(marks)))
+    assert result == "latents"
+    assert steps == [0.25, 0.125] * 2  # not of the run that does not count
+    assert timing.peak_bytes == 7 * 2**30 and len(timing.seconds) == 2
+    one = ["work"] * 3 + ["wait"]
+    assert cuda.calls == [*one, "reset", *one, *one]
+
+
+def test_page_says_what_else_ran() -> None:
+    cpu = {"device_type": "cpu", "load_average": 0.4, "cores": 2, "memory_bytes": None}
+    gpu = {"device_type": "cuda", "load_average": 9.0, "cores": 2, "memory_bytes": 80 * 2**30}
+    assert company(cpu) == company(gpu | {"free_bytes": 79.5 * 2**30}) == []
+    (words,) = company(cpu | {"load_average": 1.2})
+    assert words.startswith("the load before was 1.2 on 2 cores")
+    assert company(gpu | {"free_bytes": 70 * 2**30}) == [
+        "10.0 GiB of the GPU's memory were taken before"
+    ]
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert find_device("cuda") == find_device("auto") == torch.device("cuda", 0)
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == [0, 0, 1]
+    assert find_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="'cuda:2': torch finds CUDA GPUs 0 to 1 only here"):
+        find_device("cuda:2")
+
+
+def test_page_of_a_known_card(monkeypatch: pytest.MonkeyPatch, zimage: CommandLine) -> None:
+    monkeypatch.setattr("jobs.bench_rows.compared_with", lambda *_: ("h100", None))
+    monkeypatch.setenv("ZIMAGE_ATTENTION", "_flash_3")  # cannot run, and was not asked for
+    arguments = ["bench", "--model", TINY, "--sizes", 32, *SMALL, "--attention", "native"]
+    ended = zimage(*arguments, "--output", "p.md", "--json", code=0)
+    report = json.loads(ended.out)
+    page = " ".join((zimage.folder / "p.md").read_text().split())
+    assert report["limit"]["peak_flops"] == 989e12 and report["limit"]["limit_flops"] == 800e12
+    (row,) = [row for row in report["rows"] if row["stage"] == "denoise"]
+    assert row["mfu"] == row["flops"] / row["median_seconds"] / 989e12
+    assert row["limit_seconds"] == row["flops"] / 800e12
+    assert "| achieved | MFU | denoising, computed limit | forwards |" in page
+    assert "MFU is of the card's dense 16-bit peak, 989 TFLOP/s by its data sheet." in page
+    assert "on this card at 800 TFLOP/s" in page
 
 
 def test_driver_says_its_version_in_two_ways() -> None:
