@@ -40,12 +40,14 @@ from jobs.executor import (
     WorkerReady,
     WorkerSpec,
 )
-from jobs.ray_handle import RayHandle, cause_of, first_line, last_line
+from jobs.ray_handle import RayHandle, cause_of, first_line
 from jobs.ray_pool import RayPool
 from jobs.ray_worker import WorkerActor
 
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
+_AT_ONCE = 16  # messages that are read of one worker before the others have their turn
 _BEAT = 2.0  # seconds between two questions to a worker whether it moves
+_ROUNDS = 3  # times that all workers are started of which none gets as far as to say where it is
 _LOAD_LIMIT = 1800.0  # seconds for a worker to start and load, at least
 _ROOM_NOTE = 30.0  # seconds between two words about a cluster that has no room
 _JOIN = 5.0  # seconds between two looks for GPUs that joined the cluster
@@ -101,14 +103,21 @@ class RayExecutor:
 
     def _next_described(self) -> RayHandle:
         """The worker that is the first to say where it runs."""
-        begun, reason = time.monotonic(), ""
+        begun, reason, rounds = time.monotonic(), "", 1
         while True:
             for worker in self.pool.workers:
                 if worker.info is not None:
                     return worker
             describing = {w.describing: w for w in self.pool.workers}
             if not describing:
-                raise ClusterError(f"every worker died before it could start: {reason}")
+                words = f"every worker died before it could start: {reason}"
+                if rounds == _ROUNDS:
+                    raise ClusterError(words)
+                # their nodes may have gone while they started, and others be there
+                rounds += 1
+                print(f"{words}; starting others", file=sys.stderr, flush=True)
+                self.pool.fill()
+                continue
             done, _ = ray.wait(list(describing), num_returns=1, timeout=_ROOM_NOTE)
             if not done:
                 self._wait_for_room(time.monotonic() - begun)
@@ -122,7 +131,7 @@ class RayExecutor:
                 cause = cause_of(error)
                 if isinstance(cause, JobError):
                     raise cause from error
-                reason = last_line(error)
+                reason = first_line(error)
 
     def _wait_for_room(self, waited: float) -> None:
         """Say that no worker has started; an autoscaler may take minutes to bring a node."""
@@ -202,6 +211,7 @@ class RayExecutor:
                 done, _ = ray.wait(list(waiting), num_returns=1, timeout=max(0.0, min(left, 0.5)))
                 for ref in done:
                     self._receive(waiting[ref], ref)
+                    self._receive_more(waiting[ref], ref)
             elif left > 0:
                 time.sleep(min(left, 0.1))
             self._watch()
@@ -288,6 +298,13 @@ class RayExecutor:
                 self._lose(worker, "worker_died", f"{type(cause).__name__}: {cause}")
         except RayError as error:
             self._lose(worker, "worker_died", first_line(error))
+
+    def _receive_more(self, worker: RayHandle, ref: Any) -> None:
+        """What else a worker has said meanwhile: waiting takes Ray longer than reading."""
+        for _ in range(_AT_ONCE):
+            if worker not in self.pool.workers or worker.stream is not ref or not ref.next_ready():
+                return
+            self._receive(worker, ref)
 
     def _message(self, worker: RayHandle, message: Message | tuple[str, bool]) -> None:
         worker.moved = time.monotonic()

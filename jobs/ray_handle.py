@@ -49,9 +49,14 @@ class RayHandle:
         if self.loading is not None:
             if self.describing is None:
                 refs.append(self.loading)
-        elif self.leases and self.ended is None:
-            refs.append(self.leases[0][1])
+        elif self.stream is not None:
+            refs.append(self.stream)
         return refs
+
+    @property
+    def stream(self) -> Any:
+        """Where the messages of its first lease come from; None without one or after its last."""
+        return self.leases[0][1] if self.leases and self.ended is None else None
 
     @property
     def owes_answer(self) -> bool:
@@ -80,9 +85,3 @@ def first_line(error: BaseException) -> str:
     if lines and "creation task" in lines[0]:
         return lines[-1]  # what the actor's constructor raised
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def last_line(error: BaseException) -> str:
-    """An error of Ray that ends with what was raised in the actor."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -5,6 +5,7 @@ And a worker that gets SIGTERM leaves, and has another one in its place.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,8 @@ from driver_loop import drive
 from sleeping_actor import SleepingActor
 from sleeping_executor import SETTINGS, sleeping_executor
 
-from jobs.errors import DeviceUnusableError
+from jobs.cluster import connected
+from jobs.errors import ClusterError, DeviceUnusableError
 from jobs.executor import (
     LoadFailed,
     Settings,
@@ -45,6 +47,15 @@ class Picky(SleepingActor):
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
             raise DeviceUnusableError("it fails on a first image")
         return super().load(settings)
+
+
+class Unlucky(SleepingActor):
+    """Those started first, as many as the job's `config` says, die of something else than code."""
+
+    def __init__(self, spec: WorkerSpec, name: str) -> None:
+        if int(name[1:]) < json.loads(spec.config)["unlucky"]:
+            os._exit(1)
+        super().__init__(spec, name)
 
 
 @pytest.fixture
@@ -95,3 +106,25 @@ def test_node_where_workers_die_and_device_that_fails_are_left_aside(cluster: An
     assert told == [ready[0].pid]
     assert {info.node_id for info in ready} == {cluster.head_node.node_id}
     assert len(ready) == 2
+
+
+def test_workers_that_all_die_at_the_start_are_replaced_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
+    with connected(num_cpus=2):
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        executor = sleeping_executor(2, 0.0, {"unlucky": 4}, actor=Unlucky)
+        executor.start()
+        try:
+            executor.load(SETTINGS)
+            drive(executor, 20, shard_size=5)
+            assert {worker.name for worker in executor.pool.workers} == {"w4", "w5"}
+        finally:
+            executor.stop()
+        said = "every worker died before it could start: ActorDiedError: "
+        assert capsys.readouterr().err.count(said) == 2
+        executor = sleeping_executor(2, 0.0, {"unlucky": 6}, actor=Unlucky)
+        with pytest.raises(ClusterError, match="every worker died before it could start"):
+            executor.start()
+        executor.stop()
