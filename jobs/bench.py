@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from jobs.bench_page import format_page, format_row
+    from jobs.bench_page import format_page, format_row, limits
     from jobs.bench_rows import BenchRows, compared_with
     from jobs.conditions import conditions, find_device, page_path
     from jobs.device import DeviceError
@@ -171,6 +171,8 @@ def run(args: argparse.Namespace) -> int:
         "stopped": stopped,
         "page": str(page),
     }
+    if not args.json:
+        _say("\n".join(("computed, not measured:", *limits(report))), sys.stdout)
     _write(page, format_page(report), args, report)
     return exit_code
 

@@ -46,7 +46,8 @@ def format_row(row: Row) -> str:
     facts = [
         f"{_median(values)} ({_spread(values)})",
         _rate(values),
-        f"MFU {_mfu(values)}" if row.mfu else "",
+        f"MFU {_mfu(values)}" if row.mfu is not None else "",
+        f"computed limit {_seconds(row.limit_seconds)}" if row.limit_seconds else "",
         f"{row.images_per_second:.3g} images/s" if row.images_per_second else "",
         f"peak {_peak(values)}" if row.peak_bytes else "",
     ]
@@ -76,7 +77,7 @@ def format_page(report: _Values) -> str:
     lines += ["", "## Where the time goes", "", *_shares(rows)]
     lines += ["", "## Every stage", "", *_every_stage(rows, found["device_type"])]
     lines += ["", "## Not run", "", *_not_run(report["not_run"])]
-    lines += ["", "## Limits, computed and not measured", "", *_limits(rows, report)]
+    lines += ["", "## Limits, computed and not measured", "", *limits(report)]
     lines += ["", "## Conditions", "", *_conditions(report)]
     lines += ["", "## How it was measured", "", *_method(report), ""]
     return "\n".join(_wrapped(line) for line in lines)
@@ -213,7 +214,8 @@ def _mfu_words(limit: _Values) -> str:
     )
 
 
-def _limits(rows: Iterable[_Values], report: _Values) -> list[str]:
+def limits(report: _Values) -> list[str]:
+    """What is computed from operations alone, as items of a list."""
     steps = report["settings"]["steps"]
     published = denoising_flops(PUBLISHED, 1024, 1024, steps)
     h100, rtx4090 = CARDS["h100"], CARDS["rtx4090"]
@@ -224,7 +226,7 @@ def _limits(rows: Iterable[_Values], report: _Values) -> list[str]:
         f"large matrix products reach, {published / rtx4090.floor:.1f} s on an RTX 4090 at its "
         f"peak of {rtx4090.floor / 1e12:g}."
     ]
-    flops = {row["pixels"]: row["flops"] for row in rows if row["stage"] == "denoise"}
+    flops = {row["pixels"]: row["flops"] for row in report["rows"] if row["stage"] == "denoise"}
     for side, number in flops.items():
         if number is None:
             continue

@@ -239,6 +239,7 @@ def test_what_fails_otherwise_costs_its_rows_and_the_exit_code(
     assert "| 32 x 32 | `_native_flash` | no | failed | failed | failed |" in page
     assert "| RuntimeError: No available kernel. Aborting execution. |" in page
     assert re.search(r"end to end +32 px +native +[\d.]+ m?s \(", ended.out)
+    assert "computed, not measured:\n- The published 6B transformer needs 167 TFLOP" in ended.out
     assert ended.out.endswith("p.md: written\n")
 
 
@@ -488,6 +489,7 @@ def test_page_of_a_known_card(monkeypatch: pytest.MonkeyPatch, zimage: CommandLi
     (row,) = [row for row in report["rows"] if row["stage"] == "denoise"]
     assert row["mfu"] == row["flops"] / row["median_seconds"] / 989e12
     assert row["limit_seconds"] == row["flops"] / 800e12
+    assert re.search(r"denoising .* MFU 0\.0 %, computed limit 0\.002 ms\n", ended.err)
     assert "| achieved | MFU | denoising, computed limit | forwards |" in page
     assert "MFU is of the card's dense 16-bit peak, 989 TFLOP/s by its data sheet." in page
     assert "on this card at 800 TFLOP/s" in page
