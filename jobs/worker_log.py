@@ -10,14 +10,23 @@ from jobs.errors import StorageError
 from jobs.storage import Storage
 from jobs.terminal import visible_line
 
+_MAX_FILE = 256 * 1024  # bytes after which the log goes on in a next object
+
 
 class WorkerLog:
-    """Appends lines to a file on the output; object stores get the whole text at each flush."""
+    """Appends lines to a file on the output.
+
+    An object store has no appending: there the newest object is written again at each flush. Once
+    it is large the log goes on in another one, `<path>.00001` and so on, so that neither what is
+    sent at a flush nor what is held in memory grows with the job.
+    """
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.storage = storage
         self.path = path
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []  # of the newest object
+        self._is_sent = True
+        self._number = 0
         self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
@@ -25,7 +34,8 @@ class WorkerLog:
         line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {visible_line(text)}\n"
         with self._lock:
             if self.storage.root is None:
-                self._lines.append(line)
+                self._lines.append(line.encode())
+                self._is_sent = False
                 return
             # A log that cannot be written must not cost an image: the commit will meet the same
             # fault of the output and report it.
@@ -36,8 +46,15 @@ class WorkerLog:
                     file.write(line)
 
     def flush(self) -> None:
-        """Put the whole text on an object store; nothing to do on a local output."""
+        """Put the newest lines on an object store; nothing to do on a local output."""
         with self._lock:
-            if self._lines:
-                with contextlib.suppress(StorageError):
-                    self.storage.put(self.path, "".join(self._lines).encode())
+            if self._is_sent:
+                return
+            content = b"".join(self._lines)
+            path = f"{self.path}.{self._number:05d}" if self._number else self.path
+            with contextlib.suppress(StorageError):  # the lines stay for the next flush
+                self.storage.put(path, content)
+                self._is_sent = True
+                if len(content) >= _MAX_FILE:
+                    self._lines.clear()
+                    self._number += 1
