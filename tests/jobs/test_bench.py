@@ -22,7 +22,7 @@ from jobs.errors import InputError
 from jobs.quantities import scaled, short_time
 from jobs.resources import bundle_root
 from jobs.roofline import TransformerSize, denoising_flops
-from jobs.stage_times import StageTimes, Stopwatch, Timing
+from jobs.stage_times import StageTimes, Stopwatch, Timing, fixed_prompts
 from zimage_core import ZImagePipeline, compilation, load_from_local_dir
 from zimage_core.config import AutoencoderConfig, TransformerConfig
 
@@ -296,12 +296,25 @@ def test_more_forwards_than_steps_are_a_mistake_of_ours() -> None:
         stages.denoise(64)
 
 
-def test_prompts_of_a_batch_differ_and_need_no_mask(measured: Any) -> None:
+def test_prompts_of_a_batch_differ_and_need_no_mask() -> None:
     pipeline = ZImagePipeline(**load_from_local_dir(TINY, device="cpu", dtype=torch.float32))
     stages = StageTimes(pipeline, Stopwatch(torch.device("cpu"), 1), batch_size=40, steps=2)
     assert len(set(stages.prompts)) == 40
     lengths = pipeline.caption_lengths(stages.prompts)
     assert len({-(-length // 32) for length in lengths}) == 1
+
+
+def test_prompts_of_another_padded_length_are_passed_over() -> None:
+    class Tokens:
+        def __init__(self, lengths: Callable[[int], int]) -> None:
+            self.caption_lengths = lambda prompts: [lengths(int(p[-4:])) for p in prompts]
+
+    every_third_is_longer: Any = Tokens(lambda number: 33 if number % 3 == 0 else 30 + number % 3)
+    chosen = fixed_prompts(every_third_is_longer, 5)
+    assert [int(prompt[-4:]) for prompt in chosen] == [1, 2, 4, 5, 7]
+    each_is_longer: Any = Tokens(lambda number: 32 * number)
+    with pytest.raises(ValueError, match="of 8 prompts only 1 have captions of one padded length"):
+        fixed_prompts(each_is_longer, 2)
 
 
 @pytest.mark.parametrize(
