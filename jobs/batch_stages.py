@@ -209,6 +209,7 @@ class BatchStages:
             strength=sampling.strength,
             cfg_normalization=sampling.cfg_normalization,
             cfg_truncation=sampling.cfg_truncation,
+            cache=sampling.cache,
             on_step=self._on_step,
         )
 

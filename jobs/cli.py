@@ -168,6 +168,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="how much of --init-image is replaced, above 0 to 1; default 0.6",
     )
+    generate.add_argument(
+        "--cache",
+        type=int,
+        metavar="N",
+        help="run one step of N in the middle of a long schedule, 2 to 4: quicker, and lossy",
+    )
     for flag in UNAVAILABLE_GENERATE_FLAGS:
         generate.add_argument(flag, action="append", metavar="X", help="not available yet")
     generate.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")

@@ -34,6 +34,7 @@ from pydantic_core import PydanticCustomError
 
 from jobs.layers import Layers
 from jobs.terminal import without_credentials
+from zimage_core.step_cache import INTERVALS, MIN_STEPS
 
 MAX_INT64 = 2**63 - 1
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -247,6 +248,21 @@ class SamplingConfig(_Section):
     ] = False
     cfg_truncation: Fraction = 1.0
     strength: Fraction = 0.6
+    cache: Annotated[
+        Annotated[int, Field(ge=min(INTERVALS), le=max(INTERVALS))] | None,
+        Allowed(
+            f"null, or {_WHOLE} from {min(INTERVALS)} to {max(INTERVALS)} where "
+            f"sampling.num_inference_steps is {MIN_STEPS} or more"
+        ),
+    ] = None
+
+    @field_validator("cache")
+    @classmethod
+    def _has_steps(cls, cache: int | None, info: ValidationInfo) -> int | None:
+        steps = info.data.get("num_inference_steps")  # absent where it has an error of its own
+        if cache is not None and steps is not None and steps < MIN_STEPS:
+            raise _fail(f"without use for sampling.num_inference_steps {steps}")
+        return cache
 
 
 class OutputConfig(_Section):

@@ -48,6 +48,7 @@ def generate_file(args: argparse.Namespace) -> int:
             "allowed: 'none', or no --lora"
         )
     start = _start(args)
+    _check_cache(args)
     if not args.model.is_dir():
         raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
 
@@ -96,6 +97,7 @@ def generate_file(args: argparse.Namespace) -> int:
             generator=torch.Generator("cpu").manual_seed(args.seed),
             image=start,
             strength=_STRENGTH if args.strength is None else args.strength,
+            cache=args.cache,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -136,6 +138,19 @@ def _start(args: argparse.Namespace) -> Image | None:
             file=sys.stderr,
         )
     return image
+
+
+def _check_cache(args: argparse.Namespace) -> None:
+    from zimage_core.step_cache import check_cache
+    from zimage_core.strength import first_step
+
+    first = 0
+    if args.init_image is not None:
+        first = first_step(args.steps, _STRENGTH if args.strength is None else args.strength)
+    try:
+        check_cache(args.cache, args.steps - first)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
 
 
 def _loras(files: list[Path], scales: list[float]) -> list[tuple[Path, float]]:

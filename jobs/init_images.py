@@ -16,6 +16,7 @@ from jobs.config import JobConfig
 from jobs.errors import InputError
 from prompt_generators import GENERATORS
 from zimage_core.image_files import ImageFileError, path_below, read_image
+from zimage_core.step_cache import check_cache
 from zimage_core.strength import first_step
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def check_images(config: JobConfig, node: str | None = None) -> None:
 
     Raises:
         InputError: `prompts.images_root` is no folder, or missing where the table's option
-            `image_column` needs it; or `sampling.strength` leaves no step to run.
+            `image_column` needs it; or `sampling.strength` leaves no step to run, or too few
+            for `sampling.cache`.
     """
     prompts, sampling = config.prompts, config.sampling
     place = config.place("prompts.images_root")
@@ -68,9 +70,13 @@ def check_images(config: JobConfig, node: str | None = None) -> None:
         here = "" if node is None else f" on {node}"
         raise InputError(f"{place}: {prompts.images_root}: no such folder{here}")
     try:
-        first_step(sampling.num_inference_steps, sampling.strength)
+        first = first_step(sampling.num_inference_steps, sampling.strength)
     except ValueError as error:
         raise InputError(f"{config.place('sampling.strength')}: {error}") from error
+    try:
+        check_cache(sampling.cache, sampling.num_inference_steps - first)
+    except ValueError as error:
+        raise InputError(f"{config.place('sampling.cache')}: {error}") from error
 
 
 def find_image(root: Path | None, names: tuple[str, ...]) -> InitImage | None:

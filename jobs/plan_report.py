@@ -16,6 +16,7 @@ from jobs.quantities import counted, duration, file_size
 from jobs.record import check_weights
 from jobs.roofline import CARDS, PUBLISHED, denoising_flops
 from jobs.terminal import visible
+from zimage_core.step_cache import computed_steps
 from zimage_core.strength import first_step
 
 _SHOWN_PROMPTS = 4
@@ -206,7 +207,9 @@ def _time(
     steps = sampling.num_inference_steps
     if prepared.config.prompts.images_root is not None:
         steps -= first_step(steps, sampling.strength)  # taken to be so for every prompt
-    forwards = steps * (2 if sampling.guidance_scale > 0 else 1)
+    guided = sampling.guidance_scale > 0
+    steps = sum(computed_steps([guided] * steps, sampling.cache))
+    forwards = steps * (2 if guided else 1)
     card = CARDS[device.lower()]
     flops = denoising_flops(PUBLISHED, sampling.width, sampling.height, forwards)
     # the decoder: 10.5 TFLOP at 1024 x 1024, linear in the pixels

@@ -58,6 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "cfg_normalization": False,
         "cfg_truncation": 1.0,
         "strength": 0.6,
+        "cache": None,
     },
     "output": {"format": "png", "png_level": 1, "layout": "files", "shard_size": 64},
     "run": {
