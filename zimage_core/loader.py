@@ -1,9 +1,9 @@
 """From a checkpoint to models in memory.
 
-Models are made empty on the meta device; their tensors are read from memory-mapped files one by
-one, cast, and put in place. So memory never holds a second copy of the weights, and nothing is
-initialised that is then overwritten. Whether the checkpoint is right is found out before, by
-`checkpoint`.
+Models are made empty on the meta device; their tensors are read from memory-mapped files, piece by
+piece and a few files at once, cast, and put in place. So memory never holds a second copy of the
+weights, and nothing is initialised that is then overwritten. Whether the checkpoint is right is
+found out before, by `checkpoint`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zimage_core.attention import choose_backend
 from zimage_core.checkpoint import Part, checkpoint_files, open_checkpoint
@@ -26,9 +26,10 @@ from zimage_core.float16 import keep_in_range, weights_dtype
 from zimage_core.fused_weights import fuse
 from zimage_core.offload import OFFLOAD_MODES, place, use
 from zimage_core.quantization import check_quantization, is_quantized, to_int8
-from zimage_core.stored_tensor import WeightReader, in_file_order
+from zimage_core.stored_tensor import Weight, WeightReader
 from zimage_core.text_encoder import load_tokenizer
 from zimage_core.tiling import enable_tiling
+from zimage_core.weight_reading import MAX_READERS, read_weights
 
 __all__ = ["CheckpointSummary", "check_checkpoint", "checkpoint_files", "load_from_local_dir"]
 
@@ -125,8 +126,7 @@ def load_from_local_dir(
             text encoder, made one by one while they are read: see `zimage_core.quantization`.
         fuse_weights: join the transformer's linear layers that read the same input (queries, keys
             and values; both halves of SwiGLU), see `zimage_core.fused_weights`. None is on CUDA
-            only: elsewhere nothing is gained, and weights that are joined are copied, no longer a
-            part of the file that processes share.
+            only: elsewhere nothing is gained.
         transformer: a file or folder that replaces the folder's transformer, which then need not be
             there. A file is safetensors (diffusers' names or ComfyUI's, float8 with or without
             scales) or GGUF; its configuration is the folder's `transformer/config.json` or, where
@@ -173,15 +173,12 @@ def load_from_local_dir(
             f"{Path(model_dir) / 'tokenizer' / 'tokenizer.json'}: holds {len(tokenizer)} tokens, "
             f"but the text encoder's vocab_size is {vocab_size}"
         )
-    models = {
-        name: _fill(
-            component,
-            device if offload == "none" else torch.device("cpu"),
-            dtype,
-            quantized=name if quantization == "int8" else None,
-        )
-        for name, component in checkpoint.components.items()
-    }
+    models = _fill(
+        checkpoint.components,
+        device if offload == "none" else torch.device("cpu"),
+        dtype,
+        quantize=quantization == "int8",
+    )
     if dtype == torch.float16:
         for model in models.values():
             keep_in_range(model)
@@ -212,21 +209,31 @@ def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> No
 
 
 def _fill(
-    component: Component, device: torch.device, dtype: torch.dtype, *, quantized: str | None
-) -> nn.Module:
-    """Make the module of a component and read its tensors into it.
+    components: Mapping[str, Component], device: torch.device, dtype: torch.dtype, *, quantize: bool
+) -> dict[str, nn.Module]:
+    """Make the modules of components and read their tensors into them, all files at once.
 
     Args:
-        quantized: the component's name, where weights of it shall have 8 bits.
+        quantize: give 8 bits to the weights that quantisation takes.
     """
-    module = component.make_module()
-    dtype = weights_dtype(module, dtype)
-    with WeightReader() as reader:
-        state = {}
-        for key, weight in in_file_order(component.weights.items()):
-            tensor = reader.read(weight, dtype, device)
-            if quantized is not None and is_quantized(quantized, key):
-                tensor = to_int8(tensor)
-            state[key] = tensor
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.requires_grad_(False).eval()
+    device = torch.empty(0, device=device).device  # by number: "cuda" is each thread's current one
+    modules = {name: component.make_module() for name, component in components.items()}
+    dtypes = {name: weights_dtype(module, dtype) for name, module in modules.items()}
+
+    def read(reader: WeightReader, place: tuple[str, str], weight: Weight) -> Tensor:
+        name, key = place
+        tensor = reader.read(weight, dtypes[name], device)
+        return to_int8(tensor) if quantize and is_quantized(name, key) else tensor
+
+    weights = {
+        (name, key): weight
+        for name, component in components.items()
+        for key, weight in component.weights.items()
+    }
+    # torchao is one for all threads
+    tensors = read_weights(weights, read, readers=1 if quantize else MAX_READERS)
+    for name, module in modules.items():
+        state = {key: tensors.pop((name, key)) for key in components[name].weights}
+        module.load_state_dict(state, strict=True, assign=True)
+        module.requires_grad_(False).eval()
+    return modules

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from zimage_core.config import CheckpointError
+
+_Key = TypeVar("_Key")
 
 Shape = tuple[int, ...]
 Decode = Callable[[Tensor], Tensor]
@@ -32,9 +34,15 @@ MAX_NAME = 1000
 
 # Elements that are decoded at once. Decoding a quantised type makes several temporary arrays, which
 # this keeps within a core's cache; a plain cast makes none.
-_PIECE = 1 << 22
+_PIECE = 1 << 20
 _QUANTISED_PIECE = 1 << 18
-_RELEASED = 1 << 22  # bytes of a file that are read before their pages are given back
+_RELEASED = 1 << 21  # bytes of a file that are read before their pages are given back
+
+# torch warns once in a process of memory that is not writable. Here, since filters of warnings are
+# no matter for threads.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)
+    torch.frombuffer(b"\0", dtype=torch.uint8)
 
 
 class Encoding(NamedTuple):
@@ -202,11 +210,9 @@ class WeightReader:
         begin = stored.offset + start // encoding.block_elements * encoding.block_bytes
         length = (stop - start) // encoding.block_elements * encoding.block_bytes
         mapped = self._map(stored, begin + length)
-        with warnings.catch_warnings():
-            # Of memory that is not writable: nobody writes to it. A private mapping would be, but
-            # counts against the machine's memory as if it were filled.
-            warnings.simplefilter("ignore", UserWarning)
-            raw = torch.frombuffer(mapped, dtype=torch.uint8, count=length, offset=begin)
+        # Nobody writes to it. A private mapping could be written to, but counts against the
+        # machine's memory as if it were filled.
+        raw = torch.frombuffer(mapped, dtype=torch.uint8, count=length, offset=begin)
         if raw.data_ptr() % 8:  # the safetensors format does not ask for alignment
             raw = raw.clone()
         piece = encoding.decode(raw)
@@ -256,7 +262,7 @@ class WeightReader:
         return mapped
 
 
-def in_file_order(weights: Iterable[tuple[str, Weight]]) -> list[tuple[str, Weight]]:
+def in_file_order(weights: Iterable[tuple[_Key, Weight]]) -> list[tuple[_Key, Weight]]:
     """Sort keyed weights by their place on disk, so that reading them is sequential."""
     return sorted(weights, key=lambda item: _place(item[1]))
 
