@@ -20,8 +20,7 @@ import gc
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -47,8 +46,9 @@ def _number(least: int) -> str:
     return rf"(\d{{{least}}}|[1-9]\d{{{least},}})"
 
 
-_NAME = re.compile(
-    rf"{_number(8)}-r{_number(3)}-b{_number(4)}-{_number(4)}of{_number(4)}"
+_SHARD = re.compile(_number(8), re.ASCII)
+_REST = re.compile(
+    rf"r{_number(3)}-b{_number(4)}-{_number(4)}of{_number(4)}"
     rf"-n{_number(5)}-f{_number(5)}-p{_number(5)}-e{_number(6)}\.parquet",
     re.ASCII,
 )
@@ -78,20 +78,29 @@ class PartName(NamedTuple):
     @classmethod
     def parse(cls, name: str) -> PartName:
         """Read a name back. Raises ValueError for any other name."""
-        match = _NAME.fullmatch(name)
-        if match is None:
+        shard, _, rest = name.partition("-")
+        facts = _parse_rest(rest)
+        if facts is None or _SHARD.fullmatch(shard) is None:
             raise ValueError(f"{name!r} is not the name of a manifest part")
-        return cls._make(map(int, match.groups()))
+        return cls(int(shard), *facts)
 
 
-@dataclass(slots=True)
-class ShardState:
+@lru_cache(1024)
+def _parse_rest(rest: str) -> tuple[int, ...] | None:
+    """The numbers of a name after the shard's, which most names of a large job have in common."""
+    match = _REST.fullmatch(rest)
+    return None if match is None else tuple(map(int, match.groups()))
+
+
+class ShardState(NamedTuple):
     """What the listing says of one shard."""
 
     rows: int = 0
     failed: int = 0
     revision: int = 0  # highest seen
-    ambiguous: bool = False  # parts of two epochs overlap: only their rows tell
+
+
+_NOTHING = ShardState()
 
 
 class Listing:
@@ -117,7 +126,7 @@ class Listing:
 
     def state(self, shard_id: int) -> ShardState:
         """The state of one shard; an empty one if nothing of it is committed."""
-        return self.states.get(shard_id) or ShardState()
+        return self.states.get(shard_id, _NOTHING)
 
     @property
     def num_rows(self) -> int:
@@ -154,18 +163,13 @@ class Listing:
         if len(parts) == 1:  # nearly all shards of a large job: its listing takes this path
             (part,) = parts
             return ShardState(part.rows, part.failed, part.revision)
-        state = ShardState(revision=max(p.revision for p in parts))
-        state.ambiguous = _overlap(parts)
-        if state.ambiguous:
+        revision = max(p.revision for p in parts)
+        if _overlap(parts):  # only their rows tell
             table = _current(self.storage, sorted(parts, key=lambda p: (p.revision, p.epoch)), None)
-            state.rows = table.num_rows
-            state.failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
-            return state
-        for part in parts:
-            if part.revision == 0:
-                state.rows += part.rows
-            state.failed += part.failed - part.failed_before
-        return state
+            failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+            return ShardState(table.num_rows, failed, revision)
+        rows = sum(part.rows for part in parts if part.revision == 0)
+        return ShardState(rows, sum(p.failed - p.failed_before for p in parts), revision)
 
 
 @contextmanager

@@ -66,6 +66,8 @@ class Resume:
             if state.rows < len(shard):
                 missing = missing_indices(self.listing, shard)
                 yield Work(shard, 0, None if missing is None else frozenset(missing))
+            if not self.retry and not self.changed:
+                continue
             again = self.retry.get(shard.id, set()) | self.changed.get(shard.id, {}).keys()
             if again:
                 failed = self.failed_in(shard)
