@@ -223,6 +223,12 @@ def _misfits(sources: Mapping[str, Source | None], configs: Mapping[str, Any]) -
     """Numbers in which the models do not fit each other."""
     problems = []
     transformer, vae, text = (configs[name] for name in ("transformer", "vae", "text_encoder"))
+    if transformer and transformer.siglip_feat_dim is not None:
+        assert sources["transformer"] is not None
+        problems.append(
+            f"{sources['transformer'].config}: siglip_feat_dim is {transformer.siglip_feat_dim}; "
+            "allowed: null (Edit and Omni checkpoints cannot be loaded yet)"
+        )
     if transformer and vae and vae.latent_channels != transformer.in_channels:
         assert sources["vae"] is not None
         problems.append(

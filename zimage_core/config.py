@@ -88,6 +88,7 @@ def _all_of(allowed: str) -> _Kind:
 
 
 _COUNT = _Kind("a whole number above 0", _is_count)
+_COUNT_OR_NULL = _Kind(f"null or {_COUNT.allowed}", lambda value: value is None or _is_count(value))
 _COUNTS = _Kind("a list of whole numbers above 0", lambda v: _is_list(v, _is_count), tuple)
 _POSITIVE = _Kind("a number above 0", _is_positive, float)
 _BOOL = _Kind("true or false", lambda value: isinstance(value, bool))
@@ -133,10 +134,7 @@ class TransformerConfig:
     t_scale: float = _key(_POSITIVE)
     axes_dims: tuple[int, ...] = _key(_COUNTS)
     axes_lens: tuple[int, ...] = _key(_POSITIONS)
-    siglip_feat_dim: None = _key(
-        _NULL._replace(allowed="null (Edit and Omni checkpoints are not available yet)"),
-        default=None,
-    )
+    siglip_feat_dim: int | None = _key(_COUNT_OR_NULL, default=None)
 
     @classmethod
     def from_json(cls, path: Path) -> Self:

@@ -7,7 +7,7 @@ schedule are computed once and serve every image of a job.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,10 +31,32 @@ class Modulation(NamedTuple):
 class StepModulation(NamedTuple):
     """The whole transformer at one time."""
 
-    refiner: tuple[Modulation, ...]
-    layers: tuple[Modulation, ...]
+    refiner: Iterable[Modulation]
+    layers: Iterable[Modulation]
     final: Tensor
     """Scale of the final layer, (B or 1, 1, C)."""
+
+
+class MixedModulation(Iterable[Modulation]):
+    """Blocks whose tokens are of two times, such as a noisy image and clean pictures beside it.
+
+    What a block needs is made when it is its turn: for all blocks at once it would be gigabytes.
+
+    Args:
+        noisy: blocks at the time of the image.
+        clean: the same blocks at the time of what has no noise.
+        is_noisy: which of the two each token has, (B or 1, S, 1) bool.
+    """
+
+    def __init__(
+        self, noisy: Iterable[Modulation], clean: Iterable[Modulation], is_noisy: Tensor
+    ) -> None:
+        self._noisy, self._clean, self._is_noisy = noisy, clean, is_noisy
+
+    def __iter__(self) -> Iterator[Modulation]:
+        for noisy, clean in zip(self._noisy, self._clean, strict=True):
+            pairs = zip(noisy, clean, strict=True)
+            yield Modulation(*(torch.where(self._is_noisy, n, c) for n, c in pairs))
 
 
 class ModulationTable:

@@ -26,6 +26,11 @@ def padded_length(num_tokens: int) -> int:
     return -(-num_tokens // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
 
 
+def pad_tokens(tokens: Tensor, pad: Tensor) -> Tensor:
+    """Put a pad token (1, C) behind tokens (n, C) as often as a multiple of 32 needs."""
+    return torch.cat((tokens, pad.expand(padded_length(len(tokens)) - len(tokens), -1)))
+
+
 def patchify(latents: Tensor, patch_size: int) -> Tensor:
     """Cut latents (B, F, h, w) into patches (B, h/p * w/p, p * p * F), channels innermost."""
     B, F, h, w = latents.shape

@@ -31,7 +31,7 @@ class RotaryTables:
 
     def caption(self, length: int, device: torch.device) -> Tensor:
         """Of a caption alone, with so many tokens."""
-        return self._table([caption_positions(length)], device)
+        return self.of([caption_positions(length)], device)
 
     def sequences(
         self, lengths: Sequence[int], rows: int, columns: int, device: torch.device
@@ -52,7 +52,7 @@ class RotaryTables:
             torch.cat((positions, caption_positions(length)))
             for positions, length in zip(image, lengths, strict=True)
         ]
-        tables = self._table(image, device), self._table(both, device)
+        tables = self.of(image, device), self.of(both, device)
         if len(lengths) == 1:  # mixed lengths seldom come again
             if len(self._known) >= _MAX_SHAPES:
                 del self._known[next(iter(self._known))]
@@ -63,8 +63,8 @@ class RotaryTables:
         """Forget everything."""
         self._known.clear()
 
-    def _table(self, positions: Sequence[Tensor], device: torch.device) -> Tensor:
-        """Of sequences of positions (S_i, 3), angle zero behind the shorter ones."""
+    def of(self, positions: Sequence[Tensor], device: torch.device) -> Tensor:
+        """Of sequences of positions (S_i, 3) int64, angle zero behind the shorter ones."""
         angles = [
             rotary_angles(
                 p,

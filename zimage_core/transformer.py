@@ -34,6 +34,7 @@ from zimage_core.normalization import RMSNorm
 from zimage_core.padding import Padding, padding_of
 from zimage_core.patchify import (
     TOKEN_MULTIPLE,
+    pad_tokens,
     padded_length,
     patchify,
     unpatchify,
@@ -45,16 +46,24 @@ if TYPE_CHECKING:
 
 
 class Context(NamedTuple):
-    """What every step of a batch shares: its captions and where each token stands."""
+    """What every step of a batch shares: the tokens beside the image's, and where each stands.
 
-    captions: Tensor
-    """Refined captions, (B, L, C), zeros behind the shorter ones."""
+    Text to image has the sequence [image, caption]. `editing` makes those of
+    [caption, pictures, image, visual features].
+    """
+
+    after: Tensor | None
+    """Behind the image: refined captions, (B, L, C), zeros behind the shorter ones."""
     image_rotary: Tensor
-    """Angles of the image's tokens alone, see `layers.apply_rotary`."""
+    """Angles of the tokens that the noise refiner sees, see `layers.apply_rotary`."""
     rotary: Tensor
-    """Angles of the whole sequence [image, caption]."""
-    padding: Padding | None
-    """Which tokens are real; None where all captions are equally long."""
+    """Angles of the whole sequence."""
+    padding: Padding | None = None
+    """Which tokens are real; None where all sequences are equally long."""
+    pictures: Tensor | None = None
+    """In front of the image, and refined with it: embedded, (B, N, C)."""
+    before: Tensor | None = None
+    """In front of all that, refined already: (B, M, C)."""
 
 
 class ZImageTransformer2DModel(nn.Module):
@@ -102,6 +111,17 @@ class ZImageTransformer2DModel(nn.Module):
         self.context_refiner = nn.ModuleList(
             caption_block() for _ in range(config.n_refiner_layers)
         )
+        self.siglip_embedder: nn.Sequential | None = None
+        self.siglip_refiner: nn.ModuleList | None = None
+        if config.siglip_feat_dim is not None:
+            self.siglip_embedder = nn.Sequential(
+                RMSNorm(config.siglip_feat_dim, eps=config.norm_eps),
+                nn.Linear(config.siglip_feat_dim, dim),
+            )
+            self.siglip_refiner = nn.ModuleList(
+                caption_block() for _ in range(config.n_refiner_layers)
+            )
+            self.siglip_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
         self.layers = nn.ModuleList(modulated_block() for _ in range(config.n_layers))
         # Not zero, so that random weights show a pad token that is misplaced.
         self.x_pad_token = nn.Parameter(torch.empty(1, dim).normal_(std=0.02))
@@ -149,6 +169,10 @@ class ZImageTransformer2DModel(nn.Module):
         for module in self._attention_modules():
             module.backend = name
 
+    def angles(self, positions: Tensor) -> Tensor:
+        """Rotary angles (1, S, 1, D) of one sequence of positions (S, 3) int64 on the CPU."""
+        return self._rotaries.of([positions], self.device)
+
     def embed_captions(self, captions: Sequence[Tensor]) -> list[Tensor]:
         """Bring text features into the transformer's space and refine them; independent of time.
 
@@ -164,7 +188,7 @@ class ZImageTransformer2DModel(nn.Module):
             ValueError: a caption is empty, too long, or not of width `cap_feat_dim`.
         """
         for caption in captions:
-            self._check_caption(caption)
+            self.check_caption(caption)
         lengths = [len(caption) for caption in captions]
         features = torch.cat([c.to(self.device, self.dtype) for c in captions])
         embedded = self.cap_embedder(features).split(lengths)
@@ -172,12 +196,17 @@ class ZImageTransformer2DModel(nn.Module):
         refined: dict[int, Tensor] = {}
         for length in sorted({padded_length(n) for n in lengths}):
             members = [i for i, n in enumerate(lengths) if padded_length(n) == length]
-            x = torch.stack([self._pad_caption(embedded[i], length) for i in members])
+            x = torch.stack([pad_tokens(embedded[i], self.cap_pad_token) for i in members])
             rotary = self._rotaries.caption(length, self.device)
             for block in self.context_refiner:
                 x = block(x, rotary, None)
             refined.update(zip(members, x.unbind(), strict=True))
         return [refined[i] for i in range(len(captions))]
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """Tokens (..., C) of patches (..., p * p * F) of latents, both in the model's dtype."""
+        tokens: Tensor = self.all_x_embedder[self._patch_key](patches)
+        return tokens
 
     def condition(self, captions: Sequence[Tensor], height: int, width: int) -> Context:
         """Lay out the sequences of a batch, one image of the same size behind each caption.
@@ -207,7 +236,7 @@ class ZImageTransformer2DModel(nn.Module):
             padding = padding_of([num_image_tokens + n for n in lengths], self.device)
         image_rotary, rotary = self._rotaries.sequences(laid_out, rows, columns, self.device)
         return Context(
-            captions=pad_sequence(list(captions), batch_first=True),
+            after=pad_sequence(list(captions), batch_first=True),
             image_rotary=image_rotary,
             rotary=rotary,
             padding=padding,
@@ -266,18 +295,20 @@ class ZImageTransformer2DModel(nn.Module):
             The shape and dtype of `patches`.
         """
         B, num_patches, _ = patches.shape
-        x = self.all_x_embedder[self._patch_key](patches)
+        x = self.embed_patches(patches)
         num_pads = padded_length(num_patches) - num_patches
-        if num_pads:
-            x = torch.cat((x, self.x_pad_token.expand(B, num_pads, -1)), dim=1)
+        pads = self.x_pad_token.expand(B, num_pads, -1) if num_pads else None
+        x = _join(context.pictures, x, pads)
         for block, row in zip(self.noise_refiner, modulation.refiner, strict=True):
             x = block(x, context.image_rotary, None, row)
 
-        x = torch.cat((x, context.captions), dim=1)
+        x = _join(context.before, x, context.after)
         for block, row in zip(self.layers, modulation.layers, strict=True):
             x = block(x, context.rotary, context.padding, row)
 
-        projected: Tensor = self._final_layer()(x[:, :num_patches], modulation.final)
+        first = _length(context.before) + _length(context.pictures)
+        patches = x[:, first : first + num_patches]
+        projected: Tensor = self._final_layer()(patches, modulation.final)
         return projected
 
     def _final_layer(self) -> FinalLayer:
@@ -301,7 +332,8 @@ class ZImageTransformer2DModel(nn.Module):
     def _attention_modules(self) -> list[Attention]:
         return [module for module in self.modules() if isinstance(module, Attention)]
 
-    def _check_caption(self, caption: Tensor) -> None:
+    def check_caption(self, caption: Tensor) -> None:
+        """See that text features can be a caption. Raises ValueError: as `embed_captions`."""
         if caption.ndim != 2 or caption.shape[1] != self.config.cap_feat_dim:
             raise ValueError(
                 f"a caption has shape {tuple(caption.shape)}; "
@@ -313,5 +345,12 @@ class ZImageTransformer2DModel(nn.Module):
                 f"{self.max_caption_length}"
             )
 
-    def _pad_caption(self, caption: Tensor, length: int) -> Tensor:
-        return torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1)))
+
+def _join(*parts: Tensor | None) -> Tensor:
+    """One sequence of those (B, S_i, C) that are there."""
+    there = [part for part in parts if part is not None]
+    return there[0] if len(there) == 1 else torch.cat(there, dim=1)
+
+
+def _length(part: Tensor | None) -> int:
+    return 0 if part is None else part.shape[1]

@@ -181,9 +181,11 @@ def test_wrong_value_is_named_with_file_and_key(tmp_path, kind, values, key, val
     assert key in str(caught.value) or key == "rope_parameters"
 
 
-def test_edit_checkpoint_says_not_available_yet(tmp_path):
-    with pytest.raises(CheckpointError, match=r"siglip_feat_dim is 1152.*not available yet"):
-        TransformerConfig.from_json(written(tmp_path, {**TURBO, "siglip_feat_dim": 1152}))
+def test_edit_checkpoint_has_the_width_of_visual_features(tmp_path):
+    config = TransformerConfig.from_json(written(tmp_path, {**TURBO, "siglip_feat_dim": 1152}))
+    assert config.siglip_feat_dim == 1152
+    with pytest.raises(CheckpointError, match=r"siglip_feat_dim is 0; allowed: null or a whole"):
+        TransformerConfig.from_json(written(tmp_path, {**TURBO, "siglip_feat_dim": 0}))
 
 
 def test_all_problems_at_once(tmp_path):

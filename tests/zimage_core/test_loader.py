@@ -309,6 +309,12 @@ def test_missing_and_broken_json(folder, name):
     refused(folder, str(path))
 
 
+def test_edit_checkpoint_is_not_loaded_yet(folder):
+    path = folder / "transformer" / "config.json"
+    edit_json(path, siglip_feat_dim=1152)
+    refused(folder, f"{path}: siglip_feat_dim is 1152; allowed: null (Edit and Omni checkpoints")
+
+
 def test_model_index_of_another_pipeline(folder):
     path = folder / "model_index.json"
     edit_json(path, siglip=["transformers", "Siglip2VisionModel"])

@@ -58,7 +58,7 @@ class TrainingForward:
         rotary = context.rotary[:, -features.shape[1] :]
         for block in model.context_refiner:
             captions = block(captions, rotary, None)
-        velocity: Tensor = model(latents, time, context._replace(captions=captions))
+        velocity: Tensor = model(latents, time, context._replace(after=captions))
         return velocity
 
     def _context(self, length: int) -> Context:
