@@ -1,8 +1,8 @@
 """What a resume and an end cost at size: planning, listing commits, and `metadata.parquet`.
 
 - *plan*: a job of 10 million indices in shards of 64, half done (every second shard), from a list
-  of names as storage would give it: reading the names, the words of a resume, and walking through
-  all that is left to make. The goal was 2 s and 300 MB.
+  of names as storage would give it (made before): reading the names, the words of a resume, and
+  walking through all that is left to make. The goal was 2 s and 300 MB.
 - *list*: a folder with 150 000 parts (empty files) on a local disk: which shards are complete,
   partly done, how many rows failed. The goal was 2 s. The plain reading of the folder is shown too.
 - *manifest*: parts of 64 rows, a million rows in all: making and writing them as a driver does, and
@@ -157,12 +157,12 @@ def memory() -> dict[str, float]:
 class NamesOnly(Storage):
     """An output of which only the names of its parts are there."""
 
-    def __init__(self, names: Callable[[], Iterator[str]]) -> None:
+    def __init__(self, names: list[str]) -> None:
         self.uri = "names"
         self._names = names
 
     def names(self, folder: str) -> Iterator[str]:
-        return self._names()
+        return iter(self._names)
 
 
 def part(shard: int, *, rows: int = SHARD, failed: int = 0) -> PartName:
@@ -173,15 +173,12 @@ def plan(indices: int) -> list[Row]:
     """Plan a job whose every second shard is done; every 64th of those has lost its last batch."""
     whole = new_plan(0, indices, SHARD)
 
-    def names() -> Iterator[str]:
-        for shard in range(0, whole.num_shards - 1, 2):
-            yield str(part(shard, rows=SHARD - 8 if shard % 128 == 0 else SHARD))
-
+    names = [
+        str(part(shard, rows=SHARD - 8 if shard % 128 == 0 else SHARD))
+        for shard in range(0, whole.num_shards - 1, 2)
+    ]
     storage = NamesOnly(names)
     meter = Meter()
-    for _ in names():
-        pass
-    meter.done("(making the names)", "")
     listing = Listing(storage)
     meter.done("reading the names", f"{listing.num_rows:,} rows")
     resume = Resume(whole, listing)
@@ -193,7 +190,7 @@ def plan(indices: int) -> list[Row]:
     made = sum(map(len, resume.work()))
     meter.done("all work, handed out", f"{made:,} to make")
     assert made == resume.num_to_make == indices - listing.num_rows
-    return [*meter.rows, total(meter.rows[1:])]
+    return [*meter.rows, total(meter.rows)]
 
 
 def total(rows: list[Row]) -> Row:
