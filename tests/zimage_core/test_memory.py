@@ -112,7 +112,8 @@ def published() -> MemoryModel:
 @pytest.mark.parametrize(
     ("dtype", "modes"),
     [
-        (torch.float32, ("none", "block")),
+        (torch.float32, ("none",)),
+        pytest.param(torch.float32, ("block",), marks=pytest.mark.slow),
         # Products in bfloat16 take minutes on a CPU without instructions for them.
         pytest.param(
             torch.bfloat16, ("phase",), marks=[pytest.mark.slow, pytest.mark.timeout(900)]
@@ -169,8 +170,9 @@ def test_published_weights_take_what_is_published(published: MemoryModel) -> Non
         (12, 1024, "block"),
         (16, 1024, "phase"),
         (24, 1024, "none"),
-        (24, 2048, "phase"),
-        (80, 2048, "none"),
+        # Thousands of bands are counted one by one.
+        pytest.param(24, 2048, "phase", marks=pytest.mark.slow),
+        pytest.param(80, 2048, "none", marks=pytest.mark.slow),
     ],
 )
 def test_what_fits_a_card(published: MemoryModel, gib: int, pixels: int, fits: str) -> None:
@@ -231,6 +233,7 @@ def test_fused_attention_has_the_shape_and_no_scores() -> None:
     assert live.peak == q.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_the_tables_of_the_documents_are_computed(quantization: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "hardware.md").read_text(encoding="utf-8")
