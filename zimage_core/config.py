@@ -1,140 +1,66 @@
-"""Architectures as the checkpoint's own JSON states them, read strictly.
-
-A number that the file does not give is never guessed: a missing key, an unknown key and a value of
-the wrong kind are errors, all of a file reported at once. Keys that start with an underscore are
-notes of diffusers (`_class_name`, `_diffusers_version`) and are skipped.
-"""
+"""Architectures as the checkpoint's own JSON states them, read strictly (`config_keys`)."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self
 
-from zimage_core.regular_file import read_regular
-
-MAX_JSON_BYTES = 64 * 2**20
-"""Of a JSON file of a checkpoint; the largest published one, `tokenizer.json`, has 11 MB."""
-
-# Far above any model, and small enough that no product of a few of them overflows 64 bits.
-_MAX_COUNT = 2**24
-_MAX_LAYERS = 1024
-_MAX_HEADS = 4096  # and channels of a head
-_MAX_POSITIONS = 2**17  # of an axis; tables of that length are made
-_MAX_ITEMS = 64  # of a list
-_MAX_PROBLEMS = 10  # that one message tells
-_MAX_SHOWN = 200  # characters of a value
-
-_Config = TypeVar("_Config")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder cannot be used; the message names the file and what is wrong in it."""
-
-
-class _Kind(NamedTuple):
-    """What a key may hold: `accepts` sees the JSON value, `read` turns it into the field."""
-
-    allowed: str
-    accepts: Callable[[Any], bool]
-    read: Callable[[Any], Any] = lambda value: value
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return _is_int(value) and 0 < value <= _MAX_COUNT
-
-
-def _is_positive(value: Any) -> bool:
-    # Python's JSON reader takes NaN and Infinity, which no checkpoint means.
-    return _is_number(value) and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    # A whole number of JSON may have thousands of digits, which no float holds.
-    return (_is_int(value) and abs(value) <= 2**53) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
-
-
-def _is_list(value: Any, accepts: Callable[[Any], bool]) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and 0 < len(value) <= _MAX_ITEMS
-        and all(map(accepts, value))
-    )
+from zimage_core.config_keys import (
+    BOOL,
+    COUNT,
+    COUNT_OR_NULL,
+    COUNTS,
+    HEADS,
+    LAYERS,
+    NULL,
+    NUMBER,
+    PATCHES,
+    POSITIONS,
+    POSITIVE,
+    RESAMPLING,
+    THREE_NUMBERS,
+    THREE_POSITIVES,
+    ValueKind,
+    all_of,
+    config_key,
+    exactly,
+    read_config,
+    refuse,
+)
+from zimage_core.config_keys import MAX_JSON_BYTES as MAX_JSON_BYTES
+from zimage_core.config_keys import CheckpointError as CheckpointError
+from zimage_core.config_keys import read_json as read_json
+from zimage_core.config_keys import read_json_object as read_json_object
+from zimage_core.config_keys import shown as shown
+from zimage_core.config_keys import unrepeated as unrepeated
 
 
 def _is_full_attention(values: Any) -> bool:
     return isinstance(values, list) and all(value == "full_attention" for value in values)
 
 
-def _exactly(*allowed: Any) -> _Kind:
-    text = " or ".join(json.dumps(value) for value in allowed)
-    # `1 == True` in Python, not in JSON.
-    return _Kind(text, lambda value: any(value == a and type(value) is type(a) for a in allowed))
-
-
-def _all_of(allowed: str) -> _Kind:
-    return _Kind(
-        f'a list of "{allowed}"', lambda v: _is_list(v, lambda item: item == allowed), tuple
-    )
-
-
-_COUNT = _Kind("a whole number above 0", _is_count)
-_COUNT_OR_NULL = _Kind(f"null or {_COUNT.allowed}", lambda value: value is None or _is_count(value))
-_COUNTS = _Kind("a list of whole numbers above 0", lambda v: _is_list(v, _is_count), tuple)
-_POSITIVE = _Kind("a number above 0", _is_positive, float)
-_BOOL = _Kind("true or false", lambda value: isinstance(value, bool))
-_LAYERS = _Kind(
-    f"a whole number from 1 to {_MAX_LAYERS}", lambda v: _is_count(v) and v <= _MAX_LAYERS
-)
-_PATCHES = _Kind(
-    "a list of whole numbers from 1 to 16",
-    lambda v: _is_list(v, lambda item: _is_count(item) and item <= 16),
-    tuple,
-)
-_POSITIONS = _Kind(
-    f"a list of whole numbers from 1 to {_MAX_POSITIONS}",
-    lambda v: _is_list(v, lambda item: _is_count(item) and item <= _MAX_POSITIONS),
-    tuple,
-)
-_HEADS = _Kind(f"a whole number from 1 to {_MAX_HEADS}", lambda v: _is_count(v) and v <= _MAX_HEADS)
-_NUMBER = _Kind("a number", _is_number, float)
-_NULL = _exactly(None)
-
-
-def _key(kind: _Kind, **default: Any) -> Any:
-    """Declare a field that is read from the key of the same name; without `default` it must be."""
-    return field(metadata={"kind": kind}, **default)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """`transformer/config.json` of a Z-Image checkpoint."""
 
-    all_patch_size: tuple[int, ...] = _key(_PATCHES)
-    all_f_patch_size: tuple[int, ...] = _key(_PATCHES)
-    in_channels: int = _key(_COUNT)
-    dim: int = _key(_COUNT)
-    n_layers: int = _key(_LAYERS)
-    n_refiner_layers: int = _key(_LAYERS)
-    n_heads: int = _key(_COUNT)
-    n_kv_heads: int = _key(_COUNT)
-    norm_eps: float = _key(_POSITIVE)
-    qk_norm: bool = _key(_BOOL)
-    cap_feat_dim: int = _key(_COUNT)
-    rope_theta: float = _key(_POSITIVE)
-    t_scale: float = _key(_POSITIVE)
-    axes_dims: tuple[int, ...] = _key(_COUNTS)
-    axes_lens: tuple[int, ...] = _key(_POSITIONS)
-    siglip_feat_dim: int | None = _key(_COUNT_OR_NULL, default=None)
+    all_patch_size: tuple[int, ...] = config_key(PATCHES)
+    all_f_patch_size: tuple[int, ...] = config_key(PATCHES)
+    in_channels: int = config_key(COUNT)
+    dim: int = config_key(COUNT)
+    n_layers: int = config_key(LAYERS)
+    n_refiner_layers: int = config_key(LAYERS)
+    n_heads: int = config_key(COUNT)
+    n_kv_heads: int = config_key(COUNT)
+    norm_eps: float = config_key(POSITIVE)
+    qk_norm: bool = config_key(BOOL)
+    cap_feat_dim: int = config_key(COUNT)
+    rope_theta: float = config_key(POSITIVE)
+    t_scale: float = config_key(POSITIVE)
+    axes_dims: tuple[int, ...] = config_key(COUNTS)
+    axes_lens: tuple[int, ...] = config_key(POSITIONS)
+    siglip_feat_dim: int | None = config_key(COUNT_OR_NULL, default=None)
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
@@ -144,8 +70,8 @@ class TransformerConfig:
             CheckpointError: a key is missing, unknown or holds what it may not; the numbers do not
                 fit together.
         """
-        config = _read(cls, path)
-        _refuse(path, config._misfits())
+        config = read_config(cls, path)
+        refuse(path, config._misfits())
         return config
 
     def _misfits(self) -> list[str]:
@@ -176,25 +102,25 @@ class TransformerConfig:
 class AutoencoderConfig:
     """`vae/config.json`: the keys of diffusers' AutoencoderKL."""
 
-    in_channels: int = _key(_COUNT)
-    out_channels: int = _key(_COUNT)
-    down_block_types: tuple[str, ...] = _key(_all_of("DownEncoderBlock2D"))
-    up_block_types: tuple[str, ...] = _key(_all_of("UpDecoderBlock2D"))
-    block_out_channels: tuple[int, ...] = _key(_COUNTS)
-    layers_per_block: int = _key(_LAYERS)
-    act_fn: str = _key(_exactly("silu"))
-    latent_channels: int = _key(_COUNT)
-    norm_num_groups: int = _key(_COUNT)
-    scaling_factor: float = _key(_POSITIVE)
-    shift_factor: float = _key(_NUMBER)
-    use_quant_conv: bool = _key(_BOOL)
-    use_post_quant_conv: bool = _key(_BOOL)
-    mid_block_add_attention: bool = _key(_BOOL)
-    latents_mean: None = _key(_NULL, default=None)
-    latents_std: None = _key(_NULL, default=None)
-    sample_size: int = _key(_COUNT, default=1024)  # diffusers' tile size: of no effect here
+    in_channels: int = config_key(COUNT)
+    out_channels: int = config_key(COUNT)
+    down_block_types: tuple[str, ...] = config_key(all_of("DownEncoderBlock2D"))
+    up_block_types: tuple[str, ...] = config_key(all_of("UpDecoderBlock2D"))
+    block_out_channels: tuple[int, ...] = config_key(COUNTS)
+    layers_per_block: int = config_key(LAYERS)
+    act_fn: str = config_key(exactly("silu"))
+    latent_channels: int = config_key(COUNT)
+    norm_num_groups: int = config_key(COUNT)
+    scaling_factor: float = config_key(POSITIVE)
+    shift_factor: float = config_key(NUMBER)
+    use_quant_conv: bool = config_key(BOOL)
+    use_post_quant_conv: bool = config_key(BOOL)
+    mid_block_add_attention: bool = config_key(BOOL)
+    latents_mean: None = config_key(NULL, default=None)
+    latents_std: None = config_key(NULL, default=None)
+    sample_size: int = config_key(COUNT, default=1024)  # diffusers' tile size: of no effect here
     # Whether the autoencoder needs float32 where the other models are in float16.
-    force_upcast: bool = _key(_BOOL, default=True)
+    force_upcast: bool = config_key(BOOL, default=True)
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
@@ -204,8 +130,8 @@ class AutoencoderConfig:
             CheckpointError: a key is missing, unknown or holds what it may not; the numbers do not
                 fit together.
         """
-        config = _read(cls, path)
-        _refuse(path, config._misfits())
+        config = read_config(cls, path)
+        refuse(path, config._misfits())
         return config
 
     def _misfits(self) -> list[str]:
@@ -226,23 +152,23 @@ class AutoencoderConfig:
 class TextEncoderConfig:
     """`text_encoder/config.json`: the keys of Qwen3 that shape the hidden states."""
 
-    vocab_size: int = _key(_COUNT)
-    hidden_size: int = _key(_COUNT)
-    intermediate_size: int = _key(_COUNT)
-    num_hidden_layers: int = _key(_LAYERS)
-    num_attention_heads: int = _key(_HEADS)
-    num_key_value_heads: int = _key(_HEADS)
-    head_dim: int = _key(_HEADS)
-    max_position_embeddings: int = _key(_COUNT)
-    rms_norm_eps: float = _key(_POSITIVE)
-    rope_theta: float = _key(_POSITIVE)
-    attention_bias: bool = _key(_BOOL)
-    hidden_act: str = _key(_exactly("silu"))
-    model_type: str = _key(_exactly("qwen3"))
-    use_sliding_window: bool = _key(_exactly(False), default=False)
-    rope_scaling: None = _key(_NULL, default=None)
-    layer_types: tuple[str, ...] | None = _key(
-        _Kind(
+    vocab_size: int = config_key(COUNT)
+    hidden_size: int = config_key(COUNT)
+    intermediate_size: int = config_key(COUNT)
+    num_hidden_layers: int = config_key(LAYERS)
+    num_attention_heads: int = config_key(HEADS)
+    num_key_value_heads: int = config_key(HEADS)
+    head_dim: int = config_key(HEADS)
+    max_position_embeddings: int = config_key(COUNT)
+    rms_norm_eps: float = config_key(POSITIVE)
+    rope_theta: float = config_key(POSITIVE)
+    attention_bias: bool = config_key(BOOL)
+    hidden_act: str = config_key(exactly("silu"))
+    model_type: str = config_key(exactly("qwen3"))
+    use_sliding_window: bool = config_key(exactly(False), default=False)
+    rope_scaling: None = config_key(NULL, default=None)
+    layer_types: tuple[str, ...] | None = config_key(
+        ValueKind(
             'null or a list of "full_attention"',
             lambda v: v is None or (v and _is_full_attention(v)),
             lambda v: v and tuple(v),
@@ -262,15 +188,15 @@ class TextEncoderConfig:
         rope = values.pop("rope_parameters", None)
         if rope is not None:
             if not isinstance(rope, dict) or set(rope) - {"rope_theta", "rope_type"}:
-                _refuse(
+                refuse(
                     path, [f"rope_parameters is {shown(rope)}; allowed: rope_theta and rope_type"]
                 )
             if rope.get("rope_type", "default") != "default":
-                _refuse(path, [f'rope_type is {shown(rope["rope_type"])}; allowed: "default"'])
+                refuse(path, [f'rope_type is {shown(rope["rope_type"])}; allowed: "default"'])
             values = {"rope_theta": rope.get("rope_theta"), **values}
         known = {key: value for key, value in values.items() if key not in _QWEN3_WITHOUT_EFFECT}
-        config = _read(cls, path, known)
-        _refuse(path, config._misfits())
+        config = read_config(cls, path, known)
+        refuse(path, config._misfits())
         return config
 
     def _misfits(self) -> list[str]:
@@ -286,120 +212,126 @@ class TextEncoderConfig:
         return [rule for rule, holds in rules.items() if not holds]
 
 
-# Keys of Qwen3 and of every transformers configuration that do not touch the hidden states.
-_QWEN3_WITHOUT_EFFECT = frozenset(
+# Keys of every transformers configuration that do not touch hidden states.
+_WITHOUT_EFFECT = frozenset(
     {
         "architectures",
         "attention_dropout",
-        "bos_token_id",
         "chunk_size_feed_forward",
         "dtype",
-        "eos_token_id",
         "id2label",
         "initializer_range",
         "is_encoder_decoder",
         "label2id",
-        "max_window_layers",
         "output_attentions",
         "output_hidden_states",
-        "pad_token_id",
         "problem_type",
         "return_dict",
-        "sliding_window",
-        "tie_word_embeddings",
         "torch_dtype",
         "transformers_version",
-        "use_cache",
+    }
+)
+_QWEN3_WITHOUT_EFFECT = _WITHOUT_EFFECT | {
+    "bos_token_id",
+    "eos_token_id",
+    "max_window_layers",
+    "pad_token_id",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_cache",
+}
+# The head pools what is seen into one vector, which is used nowhere here.
+_SIGLIP2_WITHOUT_EFFECT = _WITHOUT_EFFECT | {"vision_use_head"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """`siglip/config.json` of a checkpoint that takes pictures: the keys of SigLIP 2's encoder."""
+
+    hidden_size: int = config_key(COUNT)
+    intermediate_size: int = config_key(COUNT)
+    num_hidden_layers: int = config_key(LAYERS)
+    num_attention_heads: int = config_key(HEADS)
+    num_patches: int = config_key(COUNT)
+    patch_size: int = config_key(COUNT)
+    num_channels: int = config_key(exactly(3), default=3)
+    hidden_act: str = config_key(exactly("gelu_pytorch_tanh"), default="gelu_pytorch_tanh")
+    layer_norm_eps: float = config_key(POSITIVE, default=1e-6)
+    model_type: str = config_key(exactly("siglip2_vision_model"))
+
+    @classmethod
+    def from_json(cls, path: Path) -> Self:
+        """Read and check the file.
+
+        Raises:
+            CheckpointError: a key is missing, unknown or holds what it may not; the numbers do not
+                fit together.
+        """
+        known = {k: v for k, v in read_json(path).items() if k not in _SIGLIP2_WITHOUT_EFFECT}
+        config = read_config(cls, path, known)
+        refuse(path, config._misfits())
+        return config
+
+    def _misfits(self) -> list[str]:
+        rules = {
+            f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads "
+            f"{self.num_attention_heads}": self.hidden_size % self.num_attention_heads == 0,
+            f"num_patches is {self.num_patches}, but must be a square: positions are learned on a "
+            "grid of as many rows as columns": isqrt(self.num_patches) ** 2 == self.num_patches,
+        }
+        return [rule for rule, holds in rules.items() if not holds]
+
+
+# What transformers' classes write besides, or leave null: nothing of it touches these pictures.
+_PROCESSOR_WITHOUT_EFFECT = frozenset(
+    {
+        "crop_size",
+        "data_format",
+        "default_to_square",
+        "device",
+        "disable_grouping",
+        "do_center_crop",
+        "do_convert_rgb",
+        "do_pad",
+        "input_data_format",
+        "pad_size",
+        "processor_class",
+        "return_tensors",
+        "size",
     }
 )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object without its keys that start with an underscore.
+@dataclass(frozen=True, kw_only=True)
+class VisionProcessorConfig:
+    """`siglip_processor/preprocessor_config.json`: how pictures become what the encoder sees."""
 
-    Raises:
-        CheckpointError: the file is missing, is no JSON, or holds something other than an object.
-    """
-    values = read_json_object(path)
-    return {key: value for key, value in values.items() if not key.startswith("_")}
+    patch_size: int = config_key(COUNT)
+    max_num_patches: int = config_key(COUNT)
+    image_mean: tuple[float, float, float] = config_key(THREE_NUMBERS)
+    image_std: tuple[float, float, float] = config_key(THREE_POSITIVES)
+    rescale_factor: float = config_key(POSITIVE)
+    resample: int = config_key(RESAMPLING)
+    do_resize: bool = config_key(exactly(True), default=True)
+    do_rescale: bool = config_key(exactly(True), default=True)
+    do_normalize: bool = config_key(exactly(True), default=True)
+    image_processor_type: str | None = config_key(
+        exactly(
+            None,
+            "Siglip2ImageProcessor",
+            "Siglip2ImageProcessorFast",
+            "Siglip2ImageProcessorPil",
+        ),
+        default=None,
+    )
 
+    @classmethod
+    def from_json(cls, path: Path) -> Self:
+        """Read and check the file.
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object with all its keys.
-
-    Raises:
-        CheckpointError: the file is missing, is no JSON, or holds something other than an object.
-    """
-    try:
-        text = read_regular(path, MAX_JSON_BYTES).decode("utf-8")
-        values = json.loads(text, object_pairs_hook=unrepeated)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: file is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, not {type(values).__name__}")
-    return values
-
-
-def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object of its pairs, for `json.loads`: no key may be there twice.
-
-    Readers differ in which one counts, so that a file could be checked as one thing and read as
-    another. Raises `ValueError`.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # None: goes on
-        raise ValueError(f"key {shown(twice)} is given twice")
-    return found
-
-
-def shown(value: object) -> str:
-    """`repr` of a value that a file gives, cut to what fits into a message."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        return f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
-
-
-def _read(cls: type[_Config], path: Path, values: dict[str, Any] | None = None) -> _Config:
-    values = read_json(path) if values is None else values
-    keys = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
-    quantised = values.get("quantization_config")
-    if quantised is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        _refuse(
-            path,
-            [
-                f"quantization_config: is quantised with {str(method)[:_MAX_SHOWN]}, which is not "
-                "supported"
-            ],
-        )
-    problems = [
-        f"unknown key {shown(key)} with value {shown(values[key])}; allowed: {', '.join(keys)}"
-        for key in values
-        if key not in keys
-    ]
-    arguments = {}
-    for name, item in keys.items():
-        kind: _Kind = item.metadata["kind"]
-        if name not in values:
-            if item.default is MISSING:
-                problems.append(f"missing key {name!r}; allowed: {kind.allowed}")
-        elif not kind.accepts(values[name]):
-            problems.append(f"{name} is {shown(values[name])}; allowed: {kind.allowed}")
-        else:
-            arguments[name] = kind.read(values[name])
-    _refuse(path, problems)
-    return cls(**arguments)
-
-
-def _refuse(path: Path, problems: list[str]) -> None:
-    if len(problems) > _MAX_PROBLEMS:
-        more = len(problems) - _MAX_PROBLEMS
-        problems = [*problems[:_MAX_PROBLEMS], f"... and {more} more problems"]
-    if problems:
-        raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
+        Raises:
+            CheckpointError: a key is missing, unknown or holds what it may not.
+        """
+        values = read_json(path)
+        known = {k: v for k, v in values.items() if k not in _PROCESSOR_WITHOUT_EFFECT}
+        return read_config(cls, path, known)
