@@ -39,6 +39,9 @@ TEMPLATE = (
 )
 """What Qwen3's own makes of plain conversations, tools and past thoughts left out."""
 
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+"""Between which a picture stands in a conversation."""
+
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1_000_000
 _SECONDS = 20.0  # of wall clock, on a machine that is busy with other things
@@ -85,6 +88,24 @@ json.dump(answer, sys.stdout)
 def wrapped(prompt: str) -> str:
     """A prompt as Z-Image was trained with it."""
     return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def edit_segments(prompt: str, num_pictures: int) -> list[str]:
+    """The text of an edit, cut where a picture, and at last the image itself, stands.
+
+    Args:
+        prompt: what is asked for.
+        num_pictures: pictures it is asked of; with none there is one segment, `wrapped`.
+
+    Returns:
+        `num_pictures` + 2 segments, or 1; see `edit_layout`.
+    """
+    if num_pictures == 0:
+        return [wrapped(prompt)]
+    between = [VISION_END + VISION_START] * (num_pictures - 1)
+    opened = "<|im_start|>user\n" + VISION_START
+    asked = f"{VISION_END}{prompt}<|im_end|>\n<|im_start|>assistant\n{VISION_START}"
+    return [opened, *between, asked, VISION_END + "<|im_end|>"]
 
 
 def check_template(folder: Path, config: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ Everything here reads JSON and the headers of weight files, never weights, so th
 
 The layout is diffusers': `model_index.json` and the folders `scheduler`, `tokenizer`,
 `text_encoder`, `transformer`, `vae`. Each of the last three may be replaced by a file or a folder
-of its own: `transformer=`, `vae=`, `text_encoder=`.
+of its own: `transformer=`, `vae=`, `text_encoder=`. Where pictures can be edited there are also
+`siglip` and `siglip_processor`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from zimage_core.config import (
     CheckpointError,
     TextEncoderConfig,
     TransformerConfig,
+    VisionConfig,
+    VisionProcessorConfig,
     read_json,
     read_json_object,
+    shown,
 )
-from zimage_core.model_kind import KINDS, Kind
+from zimage_core.model_index import check_model_index
+from zimage_core.model_kind import KINDS, VISION, Kind
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
 from zimage_core.weight_files import (
     find_weight_files,
@@ -40,19 +45,7 @@ Part = Path | str | None
 PUBLISHED = Path(__file__).parent / "published"
 """Configurations of the published Z-Image models, used where a checkpoint has none."""
 
-# What `model_index.json` may name; the first is what the published folders name.
-_CLASSES = {
-    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
-    "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
-    "tokenizer": (
-        "Qwen2Tokenizer",
-        "Qwen2TokenizerFast",
-        "PreTrainedTokenizerFast",
-        "TokenizersBackend",
-    ),
-    "transformer": ("ZImageTransformer2DModel",),
-    "vae": ("AutoencoderKL",),
-}
+PROCESSOR_FILE = "siglip_processor/preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,8 @@ class Checkpoint:
     Attributes:
         components: by the name of their folder.
         notes: what a user should know, a sentence each.
+        vision_config: of the component `siglip`; None where the checkpoint takes no pictures.
+        processor_config: how pictures are brought to it.
     """
 
     transformer_config: TransformerConfig
@@ -70,6 +65,8 @@ class Checkpoint:
     scheduler: FlowMatchEulerDiscreteScheduler
     components: Mapping[str, Component]
     notes: tuple[str, ...] = ()
+    vision_config: VisionConfig | None = None
+    processor_config: VisionProcessorConfig | None = None
 
 
 class Source(NamedTuple):
@@ -180,7 +177,7 @@ def open_checkpoint(
     """
     root = Path(model_dir)
     parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
-    _check_model_index(root)
+    takes_pictures = check_model_index(root)
     problems: list[str] = []
 
     def attempt(read: Any, *arguments: Any) -> Any:
@@ -191,11 +188,14 @@ def open_checkpoint(
             return None
 
     _ = attempt(_check_tokenizer, root / "tokenizer")
+    read = VisionProcessorConfig.from_json
+    processor = attempt(read, root / PROCESSOR_FILE) if takes_pictures else None
     scheduler = attempt(
         FlowMatchEulerDiscreteScheduler.from_json, root / "scheduler" / "scheduler_config.json"
     )
     sources: dict[str, Source | None] = {
-        name: attempt(find_source, kind, root, parts[name]) for name, kind in KINDS.items()
+        name: attempt(find_source, kind, root, parts.get(name))
+        for name, kind in _kinds(takes_pictures).items()
     }
     configs: dict[str, Any] = {
         name: attempt(s.read_config) if s else None for name, s in sources.items()
@@ -205,7 +205,7 @@ def open_checkpoint(
         for name, source in sources.items()
         if source is not None and configs[name] is not None
     }
-    problems += _misfits(sources, configs)
+    problems += _misfits(root, sources, configs, processor)
     refuse_all(problems)
     notes = [note for component in components.values() for note in component.notes]
     notes += [source.note for source in sources.values() if source and source.is_published]
@@ -216,18 +216,42 @@ def open_checkpoint(
         scheduler,
         components,
         tuple(notes),
+        configs.get(VISION.name),
+        processor,
     )
 
 
-def _misfits(sources: Mapping[str, Source | None], configs: Mapping[str, Any]) -> list[str]:
+def _kinds(takes_pictures: bool) -> dict[str, Kind]:
+    return {**KINDS, VISION.name: VISION} if takes_pictures else KINDS
+
+
+def _misfits(
+    root: Path,
+    sources: Mapping[str, Source | None],
+    configs: Mapping[str, Any],
+    processor: VisionProcessorConfig | None,
+) -> list[str]:
     """Numbers in which the models do not fit each other."""
     problems = []
     transformer, vae, text = (configs[name] for name in ("transformer", "vae", "text_encoder"))
-    if transformer and transformer.siglip_feat_dim is not None:
+    vision = configs.get(VISION.name)
+    takes = transformer and transformer.siglip_feat_dim
+    if transformer and (takes is not None) != (VISION.name in sources):
         assert sources["transformer"] is not None
+        names = "does not name" if takes else "names"
         problems.append(
-            f"{sources['transformer'].config}: siglip_feat_dim is {transformer.siglip_feat_dim}; "
-            "allowed: null (Edit and Omni checkpoints cannot be loaded yet)"
+            f"{sources['transformer'].config}: siglip_feat_dim is {shown(takes)}, but "
+            f"{root / 'model_index.json'} {names} siglip, which sees the pictures"
+        )
+    if takes and vision and vision.hidden_size != takes:
+        problems.append(
+            f"{root / VISION.name / 'config.json'}: hidden_size is {vision.hidden_size}, but the "
+            f"transformer's siglip_feat_dim is {takes}"
+        )
+    if vision and processor and processor.patch_size != vision.patch_size:
+        problems.append(
+            f"{root / PROCESSOR_FILE}: patch_size is {processor.patch_size}, but "
+            f"{root / VISION.name / 'config.json'} has {vision.patch_size}"
         )
     if transformer and vae and vae.latent_channels != transformer.in_channels:
         assert sources["vae"] is not None
@@ -291,21 +315,20 @@ def named_checkpoint_files(
     """
     root = Path(model_dir)
     parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
-    _check_model_index(root)
-    files = {
-        name: root / name
-        for name in (
-            "model_index.json",
-            "scheduler/scheduler_config.json",
-            "tokenizer/tokenizer.json",
-            "tokenizer/tokenizer_config.json",
-        )
-    }
+    takes_pictures = check_model_index(root)
+    names = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        *([PROCESSOR_FILE] if takes_pictures else []),
+    ]
+    files = {name: root / name for name in names}
     template = f"tokenizer/{TEMPLATE_FILE}"
     if (root / template).is_file():
         files[template] = root / template
-    for name, kind in KINDS.items():
-        source = find_source(kind, root, parts[name])
+    for name, kind in _kinds(takes_pictures).items():
+        source = find_source(kind, root, parts.get(name))
         files[f"{name}/config.json"] = source.config
         if source.file is not None:
             files[name + source.file.suffix] = source.file
@@ -315,27 +338,6 @@ def named_checkpoint_files(
             files |= {f"{name}/{path.name}": path for path in weights}
     refuse_all(f"{path}: file is missing" for path in files.values() if not path.is_file())
     return files
-
-
-def _check_model_index(root: Path) -> None:
-    if not root.is_dir():
-        raise CheckpointError(f"{root}: no such folder")
-    path = root / "model_index.json"
-    values = read_json_object(path)
-    pipeline = values.get("_class_name")
-    if pipeline != "ZImagePipeline":
-        raise CheckpointError(f"{path}: _class_name is {pipeline!r}; allowed: 'ZImagePipeline'")
-    named = {key: value for key, value in values.items() if not key.startswith("_")}
-    problems = [
-        f"{path}: unknown component {key!r} with value {value!r}; allowed: {', '.join(_CLASSES)}"
-        for key, value in named.items()
-        if key not in _CLASSES
-    ]
-    for name, classes in _CLASSES.items():
-        value = named.get(name)
-        if not isinstance(value, list) or len(value) != 2 or value[1] not in classes:
-            problems.append(f"{path}: {name} is {value!r}; allowed: {' or '.join(classes)}")
-    refuse_all(problems)
 
 
 def _check_tokenizer(folder: Path) -> None:

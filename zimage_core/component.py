@@ -19,10 +19,11 @@ from zimage_core.config import CheckpointError
 from zimage_core.empty_module import make_empty
 from zimage_core.fp8 import attach_scales
 from zimage_core.key_maps import Layout, Place, diffusers
-from zimage_core.model_kind import KINDS, Kind
+from zimage_core.model_kind import KINDS, VISION, Kind
 from zimage_core.recognition import describe, refuse_unsupported
 from zimage_core.stored_tensor import Shape, StoredTensor, Weight
 from zimage_core.text_encoder import full_model_shapes, text_encoder_shapes
+from zimage_core.vision import pooling_head_shapes
 from zimage_core.weight_files import WeightFiles, refuse_all
 
 _TEXT_ARCHITECTURE = "qwen3"
@@ -113,7 +114,8 @@ def _shapes(
     """Shapes by key of what is loaded, and of what a file may hold besides."""
     if kind.name != "text_encoder":
         state = make_module().state_dict()
-        return {key: tuple(tensor.shape) for key, tensor in state.items()}, {}
+        unused = pooling_head_shapes(config) if kind is VISION else {}
+        return {key: tuple(tensor.shape) for key, tensor in state.items()}, unused
     # A whole one also has what is not used here.
     expected = text_encoder_shapes(config)
     full = full_model_shapes(config)

@@ -18,7 +18,7 @@ from zimage_core.checkpoint import Part, Source, find_source, open_checkpoint
 from zimage_core.component import Component, holds_model
 from zimage_core.config import CheckpointError, read_json_object
 from zimage_core.loader import check_checkpoint
-from zimage_core.model_kind import KINDS, Kind
+from zimage_core.model_kind import KINDS, VISION, Kind
 from zimage_core.recognition import describe, refuse_unsupported
 from zimage_core.stored_tensor import PLAIN_DTYPES, Weight
 from zimage_core.weight_files import open_weight_file
@@ -26,6 +26,7 @@ from zimage_core.weight_writer import SHARD_BYTES, write_weights
 
 # What a checkpoint has besides its models, and only a base can give.
 _SHARED = ("model_index.json", "scheduler", "tokenizer")
+_PROCESSOR = "siglip_processor"
 _TEXT_PREFIX = "model."
 # Left free on the disk, for the headers and JSON files.
 _MARGIN = 64 * 2**20
@@ -186,6 +187,8 @@ def _open_models(
     if root is not None:
         checkpoint = open_checkpoint(root, **parts)
         components, notes = checkpoint.components, checkpoint.notes
+        if VISION.name in components:
+            sources[VISION.name] = find_source(VISION, root, None)
     else:
         components = {name: found.open(found.read_config()) for name, found in sources.items()}
         notes = tuple(note for component in components.values() for note in component.notes)
@@ -254,8 +257,10 @@ def _write(folder: Path, model: _Model, shard_bytes: int, progress: ByteProgress
 
 def _copy_shared(root: Path, folder: Path) -> None:
     """Copy what is no model: `model_index.json`, and the files of scheduler and tokenizer."""
-    for name in _SHARED:
+    for name in (*_SHARED, _PROCESSOR):
         path = root / name
+        if name == _PROCESSOR and not path.is_dir():
+            continue  # only where pictures are taken
         if path.is_dir():
             (folder / name).mkdir()
             for file in sorted(path.iterdir()):

@@ -26,9 +26,10 @@ _NEEDED = re.compile(
     r"model_index\.json"
     r"|scheduler/scheduler_config\.json"
     r"|tokenizer/(tokenizer\.json|tokenizer_config\.json|chat_template\.jinja)"
-    r"|(transformer|vae|text_encoder)/config\.json"
+    r"|(transformer|vae|text_encoder|siglip)/config\.json"
+    r"|siglip_processor/preprocessor_config\.json"
     r"|(transformer|vae)/diffusion_pytorch_model(?P<a>-\d+-of-\d+)?\.safetensors(?P<b>\.index\.json)?"
-    r"|text_encoder/model(?P<c>-\d+-of-\d+)?\.safetensors(?P<d>\.index\.json)?"
+    r"|(text_encoder|siglip)/model(?P<c>-\d+-of-\d+)?\.safetensors(?P<d>\.index\.json)?"
 )
 _REQUIRED = (
     "model_index.json",

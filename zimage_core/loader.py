@@ -27,8 +27,9 @@ from zimage_core.fused_weights import fuse
 from zimage_core.offload import OFFLOAD_MODES, place, use
 from zimage_core.quantization import check_quantization, is_quantized, to_int8
 from zimage_core.stored_tensor import Weight, WeightReader
-from zimage_core.text_encoder import load_tokenizer
+from zimage_core.text_encoder import check_edit_tokens, load_tokenizer
 from zimage_core.tiling import enable_tiling
+from zimage_core.vision import VisionProcessor
 from zimage_core.weight_reading import MAX_READERS, read_weights
 
 __all__ = ["CheckpointSummary", "check_checkpoint", "checkpoint_files", "load_from_local_dir"]
@@ -42,9 +43,10 @@ class CheckpointSummary:
     """What a checkpoint holds, from its headers.
 
     Attributes:
-        num_parameters: elements that loading puts in memory, for `transformer`, `vae` and
-            `text_encoder`; times the bytes of the dtype, that is the memory of the weights (the
-            autoencoder's in float32 where the others are in float16).
+        num_parameters: elements that loading puts in memory, for `transformer`, `vae`,
+            `text_encoder` and, where there is one, `siglip`; times the bytes of the dtype, that is
+            the memory of the weights (the autoencoder's in float32 where the others are in
+            float16).
         num_bytes: size on disk of `files`.
         files: every file that loading reads, sorted.
         transformer: architecture of the transformer.
@@ -111,7 +113,7 @@ def load_from_local_dir(
         model_dir: folder with `model_index.json`. Weights are safetensors in float32, float16,
             bfloat16 or float8, in one file or in shards with an index.
         device: where the models go.
-        dtype: bfloat16, float16 or float32, for all three models; weights are cast to it. In
+        dtype: bfloat16, float16 or float32, for all models; weights are cast to it. In
             float16 the autoencoder is loaded in float32, and the others scale what would overflow:
             see `float16`.
         compile: compile the main blocks of the transformer now, each by itself (one compilation
@@ -136,7 +138,8 @@ def load_from_local_dir(
 
     Returns:
         `transformer`, `vae`, `text_encoder` in evaluation mode without gradients, `tokenizer` of
-        transformers, `scheduler`.
+        transformers, `scheduler`. Of a checkpoint that takes pictures (`siglip_feat_dim` in
+        `transformer/config.json`) also `siglip`, a `vision.VisionEncoder`, and `siglip_processor`.
 
     Raises:
         CheckpointError: the folder is incomplete or its parts do not fit: each missing, unexpected
@@ -173,6 +176,10 @@ def load_from_local_dir(
             f"{Path(model_dir) / 'tokenizer' / 'tokenizer.json'}: holds {len(tokenizer)} tokens, "
             f"but the text encoder's vocab_size is {vocab_size}"
         )
+    vision: dict[str, Any] = {}
+    if checkpoint.processor_config is not None:
+        check_edit_tokens(tokenizer, Path(model_dir) / "tokenizer" / "tokenizer.json")
+        vision["siglip_processor"] = VisionProcessor(checkpoint.processor_config)
     models = _fill(
         checkpoint.components,
         device if offload == "none" else torch.device("cpu"),
@@ -194,7 +201,7 @@ def load_from_local_dir(
         loaded.set_attention_backend(backend)
     if compile:
         compile_blocks(loaded, device)
-    return {**models, "tokenizer": tokenizer, "scheduler": checkpoint.scheduler}
+    return {**models, **vision, "tokenizer": tokenizer, "scheduler": checkpoint.scheduler}
 
 
 def _check_target(device: torch.device, dtype: torch.dtype, compile: bool) -> None:

@@ -1,4 +1,4 @@
-"""The three kinds of model that a checkpoint has, and how their files may be laid out."""
+"""The kinds of model that a checkpoint has, and how their files may be laid out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from zimage_core.autoencoder import AutoencoderKL
-from zimage_core.config import AutoencoderConfig, TextEncoderConfig, TransformerConfig
+from zimage_core.config import (
+    AutoencoderConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    VisionConfig,
+)
 from zimage_core.key_maps import (
     Layout,
     comfy_transformer,
@@ -18,6 +23,7 @@ from zimage_core.key_maps import (
 )
 from zimage_core.text_encoder import TextEncoder
 from zimage_core.transformer import ZImageTransformer2DModel
+from zimage_core.vision import VisionEncoder
 
 
 class Kind(NamedTuple):
@@ -95,3 +101,18 @@ KINDS = {
         ),
     )
 }
+"""What every checkpoint has."""
+
+VISION = Kind(
+    name="siglip",
+    words="vision encoder",
+    stem="model",
+    model=VisionEncoder,
+    config=VisionConfig,
+    layouts=lambda config: (diffusers,),
+    # As transformers 5 saves it, and as 4 does.
+    folder_prefixes=("", "vision_model."),
+    file_prefixes=(),
+    shared_prefixes=(),
+)
+"""What a checkpoint that takes pictures has besides; always its folder's own."""

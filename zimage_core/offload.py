@@ -1,11 +1,11 @@
 """Models that take turns on a device whose memory does not hold all of them.
 
 - `phase` and `model`: the weights live in host memory, and those of one model at a time are on the
-  device: text encoder, transformer or autoencoder. The two differ in who calls: with `phase` a
-  caller runs one stage for many images before it begins the next, with `model` it makes one batch
-  after the other.
-- `block`: as these, but of the transformer and the text encoder only two blocks are on the device,
-  see `BlockStream`.
+  device: text encoder, encoder of pictures, transformer or autoencoder. The two differ in who
+  calls: with `phase` a caller runs one stage for many images before it begins the next, with
+  `model` it makes one batch after the other.
+- `block`: as these, but of all but the autoencoder only two blocks are on the device, see
+  `BlockStream`.
 
 The arithmetic is the same as without: so are the bytes of images, but for large ones, which the
 autoencoder makes in tiles (`tiling`).
@@ -22,6 +22,7 @@ from zimage_core.block_stream import BlockStream
 from zimage_core.fused_weights import fused_rows
 from zimage_core.text_encoder import TextEncoder
 from zimage_core.transformer import ZImageTransformer2DModel
+from zimage_core.vision import VisionEncoder
 from zimage_core.weight_unit import WeightUnit
 
 OFFLOAD_MODES = ("none", "phase", "model", "block")
@@ -139,14 +140,16 @@ def compute_device(model: nn.Module) -> torch.device:
 def streamed_blocks(model: nn.Module) -> tuple[list[nn.Module], int]:
     """The blocks of a model in the order in which they run, and which one follows the last.
 
-    Captions are refined once for many passes through the others, so that the first block of the
-    noise refiner follows the last of all.
+    Captions, and what is seen in pictures, are refined once for many passes through the others, so
+    that the first block of the noise refiner follows the last of all.
     """
     if isinstance(model, ZImageTransformer2DModel):
-        blocks = [*model.context_refiner, *model.noise_refiner, *model.layers]
-        return blocks, len(model.context_refiner)
+        once = [*model.context_refiner, *(model.siglip_refiner or ())]
+        return [*once, *model.noise_refiner, *model.layers], len(once)
     if isinstance(model, TextEncoder):
         return list(model.layers), 0
+    if isinstance(model, VisionEncoder):
+        return list(model.encoder.layers), 0
     return [], 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zimage_core.chat_template import check_template
+from zimage_core.chat_template import VISION_END, VISION_START, check_template
 from zimage_core.config import (
     MAX_JSON_BYTES,
     CheckpointError,
@@ -153,6 +153,21 @@ def load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read as a tokenizer: {error}") from error
 
 
+def check_edit_tokens(tokenizer: Any, path: Path) -> None:
+    """See that a tokenizer has the marks around pictures, each as one token.
+
+    Raises:
+        CheckpointError: one is missing; `path` names the file.
+    """
+    known = tokenizer.get_vocab()
+    missing = [token for token in (VISION_START, VISION_END) if token not in known]
+    if missing:
+        raise CheckpointError(
+            f"{path}: lacks {' and '.join(missing)}, between which pictures stand, but "
+            "the transformer's siglip_feat_dim asks for pictures"
+        )
+
+
 def apply_template(tokenizer: Any, prompt: str) -> str:
     """Wrap a prompt in the chat template as Z-Image was trained with it.
 
@@ -180,16 +195,26 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], max_sequence_length: int) -
     Raises:
         ValueError: `max_sequence_length` is less than 1.
     """
+    texts = [apply_template(tokenizer, prompt) for prompt in prompts]
+    return tokenize_texts(tokenizer, texts, max_sequence_length)
+
+
+def tokenize_texts(
+    tokenizer: Any, texts: Sequence[str], max_sequence_length: int
+) -> list[list[int]]:
+    """Turn texts into token ids as they are; see `tokenize`.
+
+    Raises:
+        ValueError: `max_sequence_length` is less than 1.
+    """
     if max_sequence_length < 1:
         raise ValueError(f"max_sequence_length is {max_sequence_length}; must be 1 or more")
-    if not prompts:
+    if not texts:
         return []
-    texts = [apply_template(tokenizer, prompt) for prompt in prompts]
-    encoded = tokenizer(texts, padding=False, truncation=True, max_length=max_sequence_length)
+    encoded = tokenizer(list(texts), padding=False, truncation=True, max_length=max_sequence_length)
     return [list(ids) for ids in encoded["input_ids"]]
 
 
-@torch.no_grad()
 def encode_prompts(
     text_encoder: TextEncoder,
     tokenizer: Any,
@@ -214,7 +239,14 @@ def encode_prompts(
     Raises:
         ValueError: `max_sequence_length` is less than 1.
     """
-    ids = tokenize(tokenizer, prompts, max_sequence_length)
+    return encode_ids(text_encoder, tokenize(tokenizer, prompts, max_sequence_length), device)
+
+
+@torch.no_grad()
+def encode_ids(
+    text_encoder: TextEncoder, ids: Sequence[list[int]], device: torch.device | str
+) -> list[Tensor]:
+    """Encode token ids; see `encode_prompts`."""
     encoded: dict[int, Tensor] = {}
     for batch in _batches(ids):
         longest = len(ids[batch[-1]])

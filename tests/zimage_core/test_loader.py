@@ -309,18 +309,14 @@ def test_missing_and_broken_json(folder, name):
     refused(folder, str(path))
 
 
-def test_edit_checkpoint_is_not_loaded_yet(folder):
-    path = folder / "transformer" / "config.json"
-    edit_json(path, siglip_feat_dim=1152)
-    refused(folder, f"{path}: siglip_feat_dim is 1152; allowed: null (Edit and Omni checkpoints")
-
-
 def test_model_index_of_another_pipeline(folder):
     path = folder / "model_index.json"
-    edit_json(path, siglip=["transformers", "Siglip2VisionModel"])
-    refused(folder, f"{path}: unknown component 'siglip'")
-    edit_json(path, siglip=None, _class_name="FluxPipeline")
-    refused(folder, "_class_name is 'FluxPipeline'; allowed: 'ZImagePipeline'")
+    edit_json(path, controlnet=["diffusers", "ZImageControlNetModel"])
+    refused(folder, f"{path}: unknown component 'controlnet'")
+    edit_json(path, controlnet=None, _class_name="FluxPipeline")
+    refused(
+        folder, "_class_name is 'FluxPipeline'; allowed: 'ZImagePipeline' or 'ZImageOmniPipeline'"
+    )
     edit_json(path, _class_name="ZImagePipeline", vae=["diffusers", "AutoencoderTiny"])
     refused(folder, "vae is ['diffusers', 'AutoencoderTiny']; allowed: AutoencoderKL")
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):

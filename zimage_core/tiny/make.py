@@ -19,11 +19,19 @@ import torch
 from torch import Tensor
 
 from zimage_core.autoencoder import AutoencoderKL
-from zimage_core.config import AutoencoderConfig, TextEncoderConfig, TransformerConfig
+from zimage_core.chat_template import VISION_END, VISION_START
+from zimage_core.config import (
+    AutoencoderConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    VisionConfig,
+    VisionProcessorConfig,
+)
 from zimage_core.text_encoder import full_model_shapes
-from zimage_core.tiny.tokenizer import train_tokenizer
+from zimage_core.tiny.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from zimage_core.tiny.writer import TEXT_PREFIX, Checkpoint, write_checkpoint
 from zimage_core.transformer import ZImageTransformer2DModel
+from zimage_core.vision import VisionEncoder, pooling_head_shapes
 
 DTYPES = {
     "float16": torch.float16,
@@ -53,6 +61,8 @@ class Sizes:
     vae_channels: tuple[int, ...] = (16, 16, 32, 32)
     vae_layers: int = 1
     vae_groups: int = 8
+    siglip_dim: int = 0
+    """Width of what is seen in pictures; 0 makes a checkpoint that takes none."""
 
     def transformer(self) -> TransformerConfig:
         """Configuration of the diffusion transformer."""
@@ -68,6 +78,7 @@ class Sizes:
             norm_eps=1e-5,
             qk_norm=True,
             cap_feat_dim=self.text_dim,
+            siglip_feat_dim=self.siglip_dim or None,
             rope_theta=256.0,
             t_scale=1000.0,
             axes_dims=tuple(self.axes_dims),
@@ -112,6 +123,29 @@ class Sizes:
             model_type="qwen3",
         )
 
+    def vision(self) -> tuple[VisionConfig, VisionProcessorConfig] | None:
+        """Configurations of the encoder of pictures and of its processor, where there is one."""
+        if not self.siglip_dim:
+            return None
+        encoder = VisionConfig(
+            hidden_size=self.siglip_dim,
+            intermediate_size=2 * self.siglip_dim,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_patches=16,
+            patch_size=16,
+            model_type="siglip2_vision_model",
+        )
+        processor = VisionProcessorConfig(
+            patch_size=16,
+            max_num_patches=64,
+            image_mean=(0.5, 0.5, 0.5),
+            image_std=(0.5, 0.5, 0.5),
+            rescale_factor=1 / 255,
+            resample=2,
+        )
+        return encoder, processor
+
 
 def make_checkpoint(
     out: Path | str,
@@ -123,7 +157,9 @@ def make_checkpoint(
     shard_size: int | None = None,
     **sizes: Any,
 ) -> Path:
-    """Write a folder that this package and `diffusers.ZImagePipeline` load.
+    """Write a folder that this package and diffusers' `ZImagePipeline` load.
+
+    With `siglip_dim` it takes pictures, and `ZImageOmniPipeline` is what loads it.
 
     Args:
         out: the folder; must not exist yet, or be empty.
@@ -156,6 +192,12 @@ def make_checkpoint(
             "vae": _shapes(AutoencoderKL(vae)),
         }
     shapes["text_encoder"] = full_model_shapes(text)
+    vision = chosen.vision()
+    tokens: tuple[str, ...] = SPECIAL_TOKENS
+    if vision is not None:
+        with torch.device("meta"):
+            shapes["siglip"] = _shapes(VisionEncoder(vision[0])) | pooling_head_shapes(vision[0])
+        tokens = (*SPECIAL_TOKENS, VISION_START, VISION_END)
     prefixes = {"text_encoder": TEXT_PREFIX}
     states = {
         folder: {
@@ -166,7 +208,14 @@ def make_checkpoint(
     }
     return write_checkpoint(
         out,
-        Checkpoint(transformer, vae, text, train_tokenizer(chosen.vocab_size), states),
+        Checkpoint(
+            transformer,
+            vae,
+            text,
+            train_tokenizer(chosen.vocab_size, special_tokens=tokens),
+            states,
+            vision,
+        ),
         dtype=dtype,
         shift=shift,
         dynamic_shift=dynamic_shift,

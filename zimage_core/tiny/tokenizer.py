@@ -7,7 +7,7 @@ in a fixed order.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -92,7 +92,11 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> Path:
 
 
 def train_tokenizer(
-    vocab_size: int, texts: Iterable[str] | None = None, *, word: str = _WORD
+    vocab_size: int,
+    texts: Iterable[str] | None = None,
+    *,
+    word: str = _WORD,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
 ) -> Tokenizer:
     """Train a byte-level BPE of at most `vocab_size` tokens.
 
@@ -100,12 +104,13 @@ def train_tokenizer(
         vocab_size: most tokens to learn, special ones included; at least 261.
         texts: what to learn from; the captions of this module if not given.
         word: pattern of the pieces that texts are cut into, and that no token reaches beyond.
+        special_tokens: have the first ids.
 
     Raises:
         ValueError: `vocab_size` does not hold all bytes and the special tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    smallest = len(alphabet) + len(SPECIAL_TOKENS)
+    smallest = len(alphabet) + len(special_tokens)
     if vocab_size < smallest:
         raise ValueError(f"vocab_size is {vocab_size}; must be {smallest} or more")
     tokenizer = Tokenizer(models.BPE())
@@ -120,7 +125,7 @@ def train_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=alphabet,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special_tokens),
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions(3000) if texts is None else texts, trainer)

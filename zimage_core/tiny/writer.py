@@ -14,7 +14,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from zimage_core.autoencoder import AutoencoderKL
-from zimage_core.config import AutoencoderConfig, TextEncoderConfig, TransformerConfig
+from zimage_core.config import (
+    AutoencoderConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    VisionConfig,
+    VisionProcessorConfig,
+)
 from zimage_core.tiny.tokenizer import save_tokenizer
 from zimage_core.weight_writer import name_shards, write_index
 
@@ -33,7 +39,9 @@ class Checkpoint:
         text_encoder: see `transformer`.
         tokenizer: as `train_tokenizer` gives it.
         states: tensors of "transformer", "vae" and "text_encoder" by key; of the last, those of
-            `full_model_shapes`.
+            `full_model_shapes`; with `vision` also those of "siglip".
+        vision: of the encoder of pictures, and what they are brought to it by; None where the
+            transformer takes none.
     """
 
     transformer: TransformerConfig
@@ -41,6 +49,7 @@ class Checkpoint:
     text_encoder: TextEncoderConfig
     tokenizer: Tokenizer
     states: Mapping[str, Mapping[str, Tensor]]
+    vision: tuple[VisionConfig, VisionProcessorConfig] | None = None
 
 
 def write_checkpoint(
@@ -65,7 +74,8 @@ def write_checkpoint(
     Returns:
         `out`.
     """
-    _write_json(out / "model_index.json", _MODEL_INDEX)
+    index = _MODEL_INDEX if checkpoint.vision is None else _MODEL_INDEX | _VISION_INDEX
+    _write_json(out / "model_index.json", index)
     _write_json(
         out / "scheduler" / "scheduler_config.json",
         {
@@ -91,6 +101,12 @@ def write_checkpoint(
         ),
         ("text_encoder", "model", TEXT_PREFIX, _qwen3_config(checkpoint.text_encoder, dtype)),
     ]
+    if checkpoint.vision is not None:
+        vision, processor = (asdict(config) for config in checkpoint.vision)
+        written = {"architectures": ["Siglip2VisionModel"], "vision_use_head": True, **vision}
+        models.append(("siglip", "model", "", written))
+        processor["image_processor_type"] = "Siglip2ImageProcessor"
+        _write_json(out / "siglip_processor" / "preprocessor_config.json", processor)
     for folder, stem, prefix, config in models:
         _write_json(out / folder / "config.json", config)
         state = {
@@ -145,6 +161,11 @@ _MODEL_INDEX = {
     "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
     "transformer": ["diffusers", "ZImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
+}
+_VISION_INDEX = {
+    **_diffusers_class("ZImageOmniPipeline"),
+    "siglip": ["transformers", "Siglip2VisionModel"],
+    "siglip_processor": ["transformers", "Siglip2ImageProcessor"],
 }
 
 
