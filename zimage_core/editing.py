@@ -7,6 +7,7 @@ the pictures' latents are refined together with the image's, at each step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +30,7 @@ class Edit:
 
     Attributes:
         text: features of the segments of its text, (L_k, cap_feat_dim) each; see `edit_layout`.
-        pictures: latents of the pictures, (F, h, w) each, as `ZImagePipeline.encode_picture`
+        pictures: latents of the pictures, (F, h, w) each, as `ZImagePipeline.encode_pictures`
             returns them.
         visual: what is seen in each picture, (rows, columns, siglip_feat_dim).
     """
@@ -79,10 +80,21 @@ class EditEntries:
     ) -> None:
         self._transformer = transformer
         self._clean = transformer.modulate(torch.ones(1, device=transformer.device))
+        # Images of one prompt, and negatives, share an edit.
+        unique = {id(edit): edit for edit in edits}
+        laid_out = {
+            key: self._lay_out(edit, height, width, aligned) for key, edit in unique.items()
+        }
         self._entries = [
-            self._entry(edit, image, height, width, aligned)
+            laid_out[id(edit)]._replace(image=image)
             for edit, image in zip(edits, images, strict=True)
         ]
+
+    def first(self, count: int) -> EditEntries:
+        """The first entries alone; nothing is computed again."""
+        entries = copy.copy(self)
+        entries._entries = self._entries[:count]
+        return entries
 
     def velocity(self, patches: Tensor, modulation: StepModulation) -> Tensor:
         """Evaluate the transformer once for each entry.
@@ -106,7 +118,7 @@ class EditEntries:
             results.append(self._transformer.predict(own, mixed, context))
         return torch.cat(results).float()
 
-    def _entry(self, edit: Edit, image: int, height: int, width: int, aligned: bool) -> _Entry:
+    def _lay_out(self, edit: Edit, height: int, width: int, aligned: bool) -> _Entry:
         model = self._transformer
         layout = edit_layout(
             [len(segment) for segment in edit.text],
@@ -128,7 +140,7 @@ class EditEntries:
             rotary=torch.cat(rotary, dim=1),
         )
         marks = layout.images_noisy, layout.noisy
-        return _Entry(image, context, *(mark[None, :, None].to(model.device) for mark in marks))
+        return _Entry(0, context, *(mark[None, :, None].to(model.device) for mark in marks))
 
     def _check(self, positions: Tensor) -> None:
         most = self._transformer.config.axes_lens

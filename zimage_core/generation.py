@@ -10,8 +10,17 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from zimage_core import images as pixels
+from zimage_core.editing import Edit
+from zimage_core.entries import Condition
 from zimage_core.guidance import Guidance
 from zimage_core.noise import check_generators, draw_noise
+from zimage_core.pictures import (
+    EncodedPicture,
+    arrange_pictures,
+    check_vision,
+    output_size,
+    prepare_picture,
+)
 from zimage_core.pipeline import ZImagePipeline
 from zimage_core.step_cache import check_cache
 from zimage_core.strength import first_step
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
     from zimage_core.text_encoder import TextEncoder
     from zimage_core.transformer import ZImageTransformer2DModel
+    from zimage_core.vision import VisionEncoder, VisionProcessor
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -37,8 +47,8 @@ def generate(
     *,
     prompt: str | Sequence[str],
     negative_prompt: str | Sequence[str] | None = None,
-    height: int = 1024,
-    width: int = 1024,
+    height: int | None = None,
+    width: int | None = None,
     num_inference_steps: int = 8,
     guidance_scale: float = 0.0,
     num_images_per_prompt: int = 1,
@@ -51,8 +61,9 @@ def generate(
     image: Any = None,
     strength: float = 0.6,
     images: Any = None,
-    siglip: Any = None,
-    siglip_processor: Any = None,
+    aligned_positions: bool = True,
+    siglip: VisionEncoder | None = None,
+    siglip_processor: VisionProcessor | None = None,
 ) -> list[Image] | NDArray[np.float32] | Tensor:
     """Generate images for prompts: `generate(**load_from_local_dir(...), prompt=...)`.
 
@@ -67,8 +78,9 @@ def generate(
         prompt: one prompt or a list.
         negative_prompt: what to steer away from where `guidance_scale` > 0: one for all prompts or
             a list with one for each; None is the empty prompt.
-        height: in pixels, a multiple of 16.
-        width: in pixels, a multiple of 16.
+        height: in pixels, a multiple of 16; None is that of the last of `images`, as it is encoded,
+            and 1024 without any.
+        width: see `height`.
         num_inference_steps: number of transformer evaluations.
         guidance_scale: s in `pos + s * (pos - neg)`; 0 is off.
         num_images_per_prompt: images of each prompt.
@@ -86,20 +98,20 @@ def generate(
             What is accepted, and how it is brought to `width` x `height`, says `images.from_input`.
         strength: of the change to `image`, above 0 and at most 1: of n steps the last n * strength
             are run, see `strength.first_step`. Without meaning where there is no `image`.
-        images: images to edit; not available yet.
-        siglip: image encoder for `images`; not available yet.
+        images: pictures to edit, 0 to several for each prompt: a list with a list for each; or one
+            picture or one list of them for all prompts, where no other meaning is possible. Each is
+            in a form that `image` may have too; a tensor or array is rounded to 8 bits, and holds
+            one. How they are brought to size says `pictures.prepare_picture`, with the area of
+            `height` and `width` where both are given. Only for Edit and Omni checkpoints.
+        aligned_positions: whether every segment of an edit's text has its own positions; False does
+            as diffusers' `ZImageOmniPipeline`, see `edit_layout`. Only for such checkpoints.
+        siglip: sees the `images`; a component, like `siglip_processor`, of such checkpoints.
         siglip_processor: see `siglip`.
 
     Raises:
-        ValueError: an argument is out of range, or lists differ in length.
+        ValueError: an argument is out of range, lists differ in length, a picture cannot be used,
+            the images of one call would differ in size, or the checkpoint takes no pictures.
     """
-    for name, value in (
-        ("images", images),
-        ("siglip", siglip),
-        ("siglip_processor", siglip_processor),
-    ):
-        if value is not None:
-            raise ValueError(f"{name}: editing is not available yet, leave it out")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type: {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
     if num_images_per_prompt < 1:
@@ -112,7 +124,23 @@ def generate(
     num_images = len(prompts) * num_images_per_prompt
     negatives = _negative_prompts(negative_prompt, len(prompts))
 
-    pipeline = ZImagePipeline(transformer, vae, text_encoder, tokenizer, scheduler)
+    pipeline = ZImagePipeline(
+        transformer, vae, text_encoder, tokenizer, scheduler, siglip, siglip_processor
+    )
+    given = arrange_pictures(images, len(prompts))
+    if any(given):
+        if image is not None:
+            raise ValueError("images: cannot be edited together with an image to start from")
+        check_vision(pipeline.takes_pictures, siglip, siglip_processor)
+    area = height * width if height is not None and width is not None else None
+    distinct = {id(picture): picture for of_prompt in given for picture in of_prompt}
+    prepared = {
+        key: prepare_picture(picture, multiple=pipeline.size_multiple, area=area)
+        for key, picture in distinct.items()
+    }
+    height, width = output_size(
+        [[prepared[id(picture)] for picture in of_prompt] for of_prompt in given], height, width
+    )
     shape = pipeline.latents_shape(num_images, height, width)
     guided = Guidance(scale=guidance_scale, normalization=cfg_normalization).is_on
     if isinstance(generator, Sequence):
@@ -129,9 +157,18 @@ def generate(
                 f"{num_images_per_prompt} images each; allowed: 1, {len(prompts)} or {num_images}"
             )
 
-    encoded = pipeline.encode(
-        prompts + (negatives if guided else []), max_sequence_length=max_sequence_length
-    )
+    texts = prompts + (negatives if guided else [])
+    encoded: Sequence[Condition]
+    if pipeline.takes_pictures:
+        pictures = {}
+        if any(given):
+            seen = pipeline.encode_pictures(list(prepared.values()))
+            pictures = dict(zip(prepared, seen, strict=True))
+        of_prompts = [[pictures[id(picture)] for picture in of_prompt] for of_prompt in given]
+        of_texts = of_prompts * (2 if guided else 1)
+        encoded = _edits(pipeline, texts, of_texts, max_sequence_length)
+    else:
+        encoded = pipeline.encode(texts, max_sequence_length=max_sequence_length)
     for_images = [embeds for embeds in encoded for _ in range(num_images_per_prompt)]
     image_latents = None
     if starts is not None:
@@ -150,6 +187,7 @@ def generate(
         cfg_normalization=cfg_normalization,
         cfg_truncation=cfg_truncation,
         cache=cache,
+        aligned_positions=aligned_positions,
     )
     if output_type == "latent":
         return denoised
@@ -157,6 +195,29 @@ def generate(
     if output_type == "pt":
         return decoded
     return pixels.to_float(decoded) if output_type == "np" else pixels.to_pil(decoded)
+
+
+def _edits(
+    pipeline: ZImagePipeline,
+    texts: Sequence[str],
+    pictures: Sequence[Sequence[EncodedPicture]],
+    max_sequence_length: int,
+) -> list[Edit]:
+    """An edit for each text with its pictures; equal ones are one."""
+    made: dict[tuple[object, ...], Edit] = {}
+    edits = []
+    for text, of_text in zip(texts, pictures, strict=True):
+        key = (text, *map(id, of_text))
+        if key not in made:
+            made[key] = Edit(
+                pipeline.encode_edit_text(
+                    text, len(of_text), max_sequence_length=max_sequence_length
+                ),
+                [picture.latents for picture in of_text],
+                [picture.visual for picture in of_text],
+            )
+        edits.append(made[key])
+    return edits
 
 
 def _negative_prompts(negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:

@@ -52,39 +52,79 @@ def from_input(given: GivenImage | Sequence[GivenImage], *, height: int, width: 
     return joined.contiguous()
 
 
+def to_rgb_images(given: GivenImage, *, name: str = "image") -> list[Image]:
+    """Bring one of what `from_input` accepts to RGB images of their own size, rounded to 8 bits.
+
+    Args:
+        given: no list; a tensor or array may hold many images.
+        name: the argument's, in messages.
+
+    Raises:
+        ValueError: see `from_input`.
+    """
+    from PIL import Image as PilImage
+
+    if isinstance(given, PilImage.Image):
+        try:
+            return [to_rgb(given)]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return to_pil(_unit_tensor(given, name))
+
+
+def from_rgb(image: Image) -> Tensor:
+    """An RGB image as (1, 3, H, W) float32 in [0, 1] on the CPU."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return _to_unit(pixels).contiguous()
+
+
 def _from_one(image: object, height: int, width: int) -> Tensor:
     from PIL import Image as PilImage
 
     if isinstance(image, PilImage.Image):
         resized = to_rgb(image).resize((width, height), PilImage.Resampling.LANCZOS)
         return _to_unit(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
+    return F.interpolate(_unit_tensor(image), size=(height, width), mode="nearest")
+
+
+def _unit_tensor(image: object, argument: str = "image") -> Tensor:
+    """A given tensor or array as (N, 3, H, W) float32 in [0, 1] on the CPU."""
     if not isinstance(image, np.ndarray | Tensor):
-        raise ValueError(f"image: {type(image).__name__}; allowed: {_ALLOWED}")
+        raise ValueError(f"{argument}: {type(image).__name__}; allowed: {_ALLOWED}")
     shape, channels = tuple(image.shape), -1 if isinstance(image, np.ndarray) else -3
     if len(shape) not in (3, 4) or shape[channels] != 3 or 0 in shape:
         name = type(image).__name__
-        raise ValueError(f"image: {name} of shape {shape}; allowed: {_ALLOWED}")
+        raise ValueError(f"{argument}: {name} of shape {shape}; allowed: {_ALLOWED}")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 and image.dtype.kind != "f":
-            raise ValueError(f"image: dtype {image.dtype}; {_ALLOWED_TYPES}")
+            raise ValueError(f"{argument}: dtype {image.dtype}; {_ALLOWED_TYPES}")
         tensor = torch.from_numpy(image.astype(np.uint8 if image.dtype == np.uint8 else np.float32))
     else:
         tensor = image.cpu()
-    tensor = tensor.reshape(-1, *shape[-3:]).movedim(channels, 1)
-    return F.interpolate(_to_unit(tensor), size=(height, width), mode="nearest")
+    return _to_unit(tensor.reshape(-1, *shape[-3:]).movedim(channels, 1), argument)
 
 
-def _to_unit(image: Tensor) -> Tensor:
+def _to_unit(image: Tensor, argument: str = "image") -> Tensor:
     """Float32 in [0, 1] of 8-bit values, or of floats that are in [0, 1]."""
     if image.dtype == torch.uint8:
         return image.float() / 255.0
     if not image.is_floating_point():
-        raise ValueError(f"image: dtype {image.dtype}; {_ALLOWED_TYPES}")
+        raise ValueError(f"{argument}: dtype {image.dtype}; {_ALLOWED_TYPES}")
     image = image.float()
     low, high = image.min().item(), image.max().item()
     if not (low >= 0.0 and high <= 1.0):  # NaN is not
-        raise ValueError(f"image: values from {low:g} to {high:g}; allowed: 0 to 1")
+        raise ValueError(f"{argument}: values from {low:g} to {high:g}; allowed: 0 to 1")
     return image
+
+
+def check_side(name: str, value: int, multiple: int) -> None:
+    """Raise ValueError, with the nearest allowed ones, unless a side is a multiple of a number."""
+    if value < 1 or value % multiple:
+        below = value // multiple * multiple
+        nearest = " or ".join(str(size) for size in (below, below + multiple) if size > 0)
+        if value < 1:
+            nearest = str(multiple)
+        raise ValueError(f"{name}: {value} must be a multiple of {multiple}; nearest: {nearest}")
 
 
 def to_signed(images: Tensor) -> Tensor:

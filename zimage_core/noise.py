@@ -37,3 +37,27 @@ def check_generators(generators: Sequence[Generator], num_images: int) -> None:
     """Raise ValueError unless there is one generator for each image."""
     if len(generators) != num_images:
         raise ValueError(f"generator: {len(generators)} generators for {num_images} images")
+
+
+def noise_or_given(
+    shape: tuple[int, int, int, int],
+    generators: Sequence[Generator] | None,
+    latents: Tensor | None,
+) -> Tensor:
+    """Draw noise, or check what was drawn already.
+
+    Raises:
+        ValueError: both or neither are given, or what is given is of another shape.
+    """
+    if (generators is None) == (latents is None):
+        raise ValueError("generators, latents: exactly one of the two is needed")
+    if latents is not None:
+        check_shape("latents", latents, shape)
+        return latents
+    return draw_noise(shape, generators)
+
+
+def check_shape(name: str, latents: Tensor, shape: tuple[int, int, int, int]) -> None:
+    """Raise ValueError unless latents have a shape; `name` is the argument's."""
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"{name}: shape {tuple(latents.shape)} must be {shape}")

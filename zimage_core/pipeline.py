@@ -1,4 +1,4 @@
-"""Text, and an image to start from, to image: encode, denoise latents, decode pixels.
+"""Text, an image to start from or pictures to edit, to image: encode, denoise, decode pixels.
 
 `ZImagePipeline` has the stages as methods, so that a caller can run each where and when it likes;
 `zimage_core.generation` runs all of them for a list of prompts.
@@ -17,25 +17,33 @@ import torch
 from torch import Generator, Tensor
 
 from zimage_core import images as pixels
-from zimage_core.autoencoder import DiagonalGaussian
-from zimage_core.batching import CaptionGroups
+from zimage_core.chat_template import edit_segments
+from zimage_core.entries import Condition, make_entries
 from zimage_core.guidance import Guidance
-from zimage_core.noise import draw_noise
+from zimage_core.noise import check_shape, noise_or_given
 from zimage_core.offload import compute_device, use
 from zimage_core.patchify import patchify, unpatchify
+from zimage_core.pictures import (
+    EncodedPicture,
+    check_vision,
+    picture_latents,
+    prepare_picture,
+    sample_latents,
+)
 from zimage_core.step_cache import StepCache, computed_steps
 from zimage_core.strength import first_step
-from zimage_core.text_encoder import encode_prompts, tokenize
+from zimage_core.text_encoder import encode_ids, encode_prompts, tokenize, tokenize_texts
 
 if TYPE_CHECKING:
     from zimage_core.autoencoder import AutoencoderKL
     from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
     from zimage_core.text_encoder import TextEncoder
     from zimage_core.transformer import ZImageTransformer2DModel
+    from zimage_core.vision import VisionEncoder, VisionProcessor
 
 
 class ZImagePipeline:
-    """The five components of a checkpoint and the stages of making images with them.
+    """The components of a checkpoint and the stages of making images with them.
 
     Takes what `load_from_local_dir` returns: `ZImagePipeline(**load_from_local_dir(...))`. Holds no
     state of a run; components are never changed.
@@ -48,12 +56,16 @@ class ZImagePipeline:
         text_encoder: TextEncoder,
         tokenizer: Any,
         scheduler: FlowMatchEulerDiscreteScheduler,
+        siglip: VisionEncoder | None = None,
+        siglip_processor: VisionProcessor | None = None,
     ) -> None:
         self.transformer = transformer
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
         self.scheduler = scheduler
+        self.siglip = siglip
+        self.siglip_processor = siglip_processor
 
     @property
     def device(self) -> torch.device:
@@ -136,34 +148,68 @@ class ZImagePipeline:
                 `vae_scale_factor`.
         """
         use(self.vae)
-        config = self.vae.config
-        weight = next(self.vae.parameters())
-        signed = pixels.to_signed(images).to(weight.device, weight.dtype)
-        encoded = [self.vae.encode(image) for image in torch.split(signed, 1)]
-        share = 1
-        if isinstance(generators, Sequence):
-            share, rest = divmod(len(generators), len(encoded))
-            if rest or not share:
-                raise ValueError(
-                    f"generators: {len(generators)} for {len(encoded)} images; allowed: a multiple"
-                )
-        mean = torch.cat([gaussian.mean for gaussian in encoded]).float()
-        logvar = torch.cat([gaussian.logvar for gaussian in encoded]).float()
-        latents = DiagonalGaussian(
-            mean.repeat_interleave(share, 0), logvar.repeat_interleave(share, 0)
-        ).sample(generators)
-        return ((latents - config.shift_factor) * config.scaling_factor).to(self.device)
+        return sample_latents(self.vae, images, generators).to(self.device)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the checkpoint is one that edits pictures."""
+        return self.transformer.config.siglip_feat_dim is not None
+
+    @torch.no_grad()
+    def encode_edit_text(
+        self, prompt: str, num_pictures: int, *, max_sequence_length: int = 512
+    ) -> list[Tensor]:
+        """Encode the text of an edit, cut where its pictures stand, each segment by itself.
+
+        Args:
+            prompt: what is asked for.
+            num_pictures: of how many pictures; with none it is cut nowhere.
+            max_sequence_length: tokens that each segment is cut to.
+
+        Returns:
+            `num_pictures` + 2 segments, or 1, (L_k, cap_feat_dim) each: `Edit.text`.
+
+        Raises:
+            ValueError: `max_sequence_length` is less than 1.
+        """
+        segments = edit_segments(prompt, num_pictures)
+        ids = tokenize_texts(self.tokenizer, segments, max_sequence_length)
+        use(self.text_encoder)
+        return encode_ids(self.text_encoder, ids, self.text_encoder.device)
+
+    @torch.no_grad()
+    def encode_pictures(
+        self, pictures: Sequence[Any], *, area: int | None = None
+    ) -> list[EncodedPicture]:
+        """Encode pictures, each by itself: what they are made of, and what is seen in them.
+
+        Args:
+            pictures: each as `prepare_picture` takes or returns it.
+            area: see `prepare_picture`.
+
+        Raises:
+            ValueError: the checkpoint takes no pictures; and see `prepare_picture`.
+        """
+        check_vision(self.takes_pictures, self.siglip, self.siglip_processor)
+        assert self.siglip is not None and self.siglip_processor is not None
+        multiple, device = self.size_multiple, self.device
+        prepared = [prepare_picture(p, multiple=multiple, area=area) for p in pictures]
+        use(self.siglip)
+        visual = [self.siglip(self.siglip_processor(p.seen)).to(device) for p in prepared]
+        use(self.vae)
+        latents = [picture_latents(self.vae, p.cropped).to(device) for p in prepared]
+        return [EncodedPicture(*parts) for parts in zip(latents, visual, strict=True)]
 
     @torch.no_grad()
     def denoise(
         self,
-        prompt_embeds: Sequence[Tensor],
+        prompt_embeds: Sequence[Condition],
         *,
         height: int,
         width: int,
         num_inference_steps: int = 8,
         guidance_scale: float = 0.0,
-        negative_prompt_embeds: Sequence[Tensor] | None = None,
+        negative_prompt_embeds: Sequence[Condition] | None = None,
         generators: Sequence[Generator] | None = None,
         latents: Tensor | None = None,
         image_latents: Tensor | None = None,
@@ -171,6 +217,7 @@ class ZImagePipeline:
         cfg_normalization: bool | float = False,
         cfg_truncation: float | None = 1.0,
         cache: int | None = None,
+        aligned_positions: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Denoise one image for each text feature, from noise or from a noised image.
@@ -179,13 +226,13 @@ class ZImagePipeline:
         and an image does not depend on its neighbours.
 
         Args:
-            prompt_embeds: B text features as `encode` returns them.
+            prompt_embeds: B text features as `encode` returns them, or B edits.
             height: H in pixels.
             width: W in pixels.
             num_inference_steps: number of transformer evaluations; with `image_latents` fewer are
                 made, see `strength.first_step`, and fewer with `cache`.
             guidance_scale: see `Guidance.scale`; 0 runs no negative branch.
-            negative_prompt_embeds: B text features, required where `guidance_scale` > 0.
+            negative_prompt_embeds: B text features or edits, required where `guidance_scale` > 0.
             generators: B generators, one for the noise of each image (on the CPU, a seed means the
                 same noise for every device).
             latents: noise (B, F, h, w) instead of `generators`.
@@ -197,13 +244,15 @@ class ZImagePipeline:
             cfg_truncation: see `Guidance.truncation`.
             cache: None evaluates the transformer on each step; a number of `step_cache.INTERVALS`
                 on one step of so many in the middle of the schedule, which is lossy.
+            aligned_positions: of edits, see `edit_layout`; without meaning for other checkpoints.
             on_step: called with the index of each step, in the whole schedule, once it is queued.
 
         Returns:
             (B, F, h, w) float32 on the pipeline's device.
 
         Raises:
-            ValueError: an argument is out of range, or lists differ in length.
+            ValueError: an argument is out of range, lists differ in length, or the checkpoint takes
+                no edits.
         """
         num_images = len(prompt_embeds)
         if num_images == 0:
@@ -212,7 +261,7 @@ class ZImagePipeline:
         guidance = Guidance(
             scale=guidance_scale, normalization=cfg_normalization, truncation=cfg_truncation
         )
-        negatives: Sequence[Tensor] = ()
+        negatives: Sequence[Condition] = ()
         if guidance.is_on:
             if negative_prompt_embeds is None:
                 raise ValueError(
@@ -236,28 +285,30 @@ class ZImagePipeline:
         velocities = StepCache(computed, times[first:].tolist())
 
         use(self.transformer)
-        latents = _noise(shape, generators, latents).to(self.device, torch.float32)
+        latents = noise_or_given(shape, generators, latents).to(self.device, torch.float32)
         if image_latents is not None:
-            _check_shape("image_latents", image_latents, shape)
+            check_shape("image_latents", image_latents, shape)
             image_latents = image_latents.to(self.device, torch.float32)
             latents = self.scheduler.scale_noise(image_latents, latents, sigmas, first)
 
-        captions = self._embed_captions([*prompt_embeds, *negatives])
-        images = list(range(num_images))
+        conditions: list[Condition] = [*prompt_embeds, *negatives]
+        entries = make_entries(
+            self.transformer, conditions, num_images, h, w, aligned=aligned_positions
+        )
         plain = both = None
         if not all(is_guided.values()):
-            plain = CaptionGroups(self.transformer, captions[:num_images], images, h, w)
+            plain = entries(num_images)
         if any(is_guided.values()):
-            both = CaptionGroups(self.transformer, captions, images * 2, h, w)
+            both = entries(2 * num_images)
 
         modulations = self.transformer.modulations(times)
         # Patches are but another order of the same numbers, and stay in it until the end.
         patch_size = self.transformer.patch_size
         patches = patchify(latents, patch_size)
         for i in steps:
-            groups = both if is_guided[i] else plain
-            assert groups is not None
-            evaluate = partial(groups.velocity, patches, modulations[i])
+            evaluated = both if is_guided[i] else plain
+            assert evaluated is not None
+            evaluate = partial(evaluated.velocity, patches, modulations[i])
             velocity = velocities.velocity(i - first, evaluate)
             if is_guided[i]:
                 velocity = guidance.combine(*velocity.chunk(2))
@@ -289,43 +340,9 @@ class ZImagePipeline:
             ValueError: height or width is not a multiple of `size_multiple`.
         """
         for name, value in (("height", height), ("width", width)):
-            _check_size(name, value, self.size_multiple)
+            pixels.check_side(name, value, self.size_multiple)
         factor = self.vae_scale_factor
         return num_images, self.transformer.in_channels, height // factor, width // factor
-
-    def _embed_captions(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Refine each distinct tensor once: images of one prompt, and negatives, share theirs."""
-        unique = {id(feature): feature for feature in features}
-        refined = self.transformer.embed_captions(list(unique.values()))
-        of_feature = dict(zip(unique, refined, strict=True))
-        return [of_feature[id(feature)] for feature in features]
-
-
-def _noise(
-    shape: tuple[int, int, int, int],
-    generators: Sequence[Generator] | None,
-    latents: Tensor | None,
-) -> Tensor:
-    if (generators is None) == (latents is None):
-        raise ValueError("generators, latents: exactly one of the two is needed")
-    if latents is not None:
-        _check_shape("latents", latents, shape)
-        return latents
-    return draw_noise(shape, generators)
-
-
-def _check_shape(name: str, latents: Tensor, shape: tuple[int, int, int, int]) -> None:
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"{name}: shape {tuple(latents.shape)} must be {shape}")
-
-
-def _check_size(name: str, value: int, multiple: int) -> None:
-    if value < 1 or value % multiple:
-        below = value // multiple * multiple
-        nearest = " or ".join(str(size) for size in (below, below + multiple) if size > 0)
-        if value < 1:
-            nearest = str(multiple)
-        raise ValueError(f"{name}: {value} must be a multiple of {multiple}; nearest: {nearest}")
 
 
 def _check_max_sequence_length(max_sequence_length: int) -> None:
