@@ -128,4 +128,5 @@ def memory_model(
         checkpoint.text_encoder_config,
         getattr(torch, dtype),
         quantization,
+        checkpoint.vision_config,
     )

@@ -11,14 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zimage_core.autoencoder import AutoencoderKL
-from zimage_core.config import AutoencoderConfig, TextEncoderConfig, TransformerConfig
+from zimage_core.config import (
+    AutoencoderConfig,
+    TextEncoderConfig,
+    TransformerConfig,
+    VisionConfig,
+)
+from zimage_core.editing import Edit
 from zimage_core.empty_module import make_empty
+from zimage_core.entries import Condition
 from zimage_core.float16 import weights_dtype
 from zimage_core.live_bytes import FusedAttention, LiveBytes
 from zimage_core.offload import OFFLOAD_MODES, parameters_outside, streamed_blocks
@@ -28,12 +36,15 @@ from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
 from zimage_core.text_encoder import TextEncoder
 from zimage_core.tiling import disable_tiling, enable_tiling
 from zimage_core.transformer import ZImageTransformer2DModel
+from zimage_core.vision import VisionEncoder
 
 # Bytes beside tensors on a CUDA device: its context, cuBLAS' and cuDNN's workspaces. Assumed.
 ALLOWANCE = 768 * 1024**2
 # Of what is computed; holes between tensors. Assumed.
 FRAGMENTATION = 0.05
 _FEW = 2
+PICTURE_SIDE = 1024
+"""Of a picture to edit; larger ones are resized to so many pixels, or to those of the image."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Workload:
         caption_tokens: of each prompt.
         num_steps: of the schedule; what its times make of the blocks is kept.
         from_image: whether images are started from.
+        num_pictures: to edit, of each image; each is taken to be as large as may be.
     """
 
     height: int
@@ -57,6 +69,7 @@ class Workload:
     caption_tokens: int = 512
     num_steps: int = 8
     from_image: bool = False
+    num_pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,7 @@ class MemoryModel:
         text_encoder: see `transformer`.
         dtype: in which the models are loaded.
         quantization: a name of `quantization.QUANTIZATIONS`.
+        vision: architecture of the encoder of pictures, where there is one.
     """
 
     def __init__(
@@ -116,8 +130,9 @@ class MemoryModel:
         text_encoder: TextEncoderConfig,
         dtype: torch.dtype,
         quantization: str = "none",
+        vision: VisionConfig | None = None,
     ) -> None:
-        self._models = _make(transformer, vae, text_encoder, dtype)
+        self._models = _make(transformer, vae, text_encoder, vision, dtype)
         self._bytes: dict[int, int] = {}  # of parameters, by identity
         self._multiplied_out = dict.fromkeys(self._models, 0)
         for name, model in self._models.items():
@@ -136,6 +151,7 @@ class MemoryModel:
             replace(transformer, n_layers=_FEW, n_refiner_layers=_FEW),
             vae,
             replace(text_encoder, num_hidden_layers=_FEW + 1),  # the last one is never made
+            None if vision is None else replace(vision, num_hidden_layers=_FEW),
             dtype,
         )
         # Any schedule does: its numbers have no part in the memory.
@@ -162,10 +178,14 @@ class MemoryModel:
         """
         if offload not in OFFLOAD_MODES:
             raise ValueError(f"offload: {offload!r}; allowed: {', '.join(OFFLOAD_MODES)}")
+        if workload.num_pictures and "siglip" not in self._models:
+            raise ValueError("num_pictures: these models take no pictures")
         everything = sum(self._bytes.values())
         users = {"encode": "text_encoder", "denoise": "transformer", "decode": "vae"}
         if workload.from_image:
             users = {"encode": "text_encoder", "start": "vae", **users}
+        if workload.num_pictures:
+            users = {"encode": "text_encoder", "see": "siglip", "start": "vae", **users}
         stages = []
         for stage, name in users.items():
             weights = everything
@@ -209,8 +229,12 @@ class MemoryModel:
             key = stage, False, Workload(0, 0, workload.batch_size, False, workload.caption_tokens)
         elif stage == "denoise":
             key = stage, False, workload
+        elif stage == "see":
+            key = stage, False, Workload(0, 0)
         else:
-            key = stage, tiled, Workload(workload.height, workload.width, workload.batch_size)
+            num_pictures = workload.num_pictures if stage == "start" else 0
+            size = workload.height, workload.width, workload.batch_size
+            key = stage, tiled, Workload(*size, num_pictures=num_pictures)
         if key not in self._measured:
             self._measured[key] = self._peak(getattr(self, f"_{stage}"), workload, tiled)
         return self._measured[key]
@@ -218,8 +242,8 @@ class MemoryModel:
     def _peak(self, run: Callable[[Workload], object], workload: Workload, tiled: bool) -> int:
         pipeline = self._pipeline
         pipeline.transformer.forget()
-        models = (pipeline.text_encoder, pipeline.transformer, pipeline.vae)
-        weights = [p for model in models for p in model.parameters()]
+        models = (pipeline.text_encoder, pipeline.transformer, pipeline.vae, pipeline.siglip)
+        weights = [p for model in models if model is not None for p in model.parameters()]
         with torch.no_grad(), FusedAttention(), LiveBytes("meta", weights) as live:
             if tiled:
                 enable_tiling(pipeline.vae, store=partial(_host_tensor, live))
@@ -233,19 +257,28 @@ class MemoryModel:
         size = workload.batch_size, workload.caption_tokens
         return self._pipeline.text_encoder(_empty(*size, dtype=torch.int64))
 
+    def _see(self, workload: Workload) -> object:
+        siglip = self._pipeline.siglip
+        assert siglip is not None
+        config = siglip.config
+        side = isqrt(config.num_patches)
+        return siglip(_empty(side, side, 3 * config.patch_size**2, dtype=torch.float32))
+
     def _start(self, workload: Workload) -> object:
         # One image is encoded after the other.
-        image = _empty(1, 3, workload.height, workload.width, dtype=torch.float32)
+        image = _empty(1, 3, *_encoded_size(workload), dtype=torch.float32)
         generators = [torch.Generator() for _ in range(workload.batch_size)]
         return self._pipeline.encode_image(image, generators)
 
     def _denoise(self, workload: Workload) -> object:
         width = self._pipeline.transformer.config.cap_feat_dim
         size = workload.batch_size
-        captions = [
+        captions: list[Condition] = [
             _empty(workload.caption_tokens, width, dtype=self._pipeline.text_encoder.dtype)
             for _ in range(2 * size if workload.guided else size)
         ]
+        if workload.num_pictures:
+            captions = [self._edit(text, workload) for text in captions if isinstance(text, Tensor)]
         shape = self._pipeline.latents_shape(size, workload.height, workload.width)
         return self._pipeline.denoise(
             captions[:size],
@@ -255,6 +288,17 @@ class MemoryModel:
             guidance_scale=1.0 if workload.guided else 0.0,
             negative_prompt_embeds=captions[size:] if workload.guided else None,
             latents=_empty(*shape, dtype=torch.float32),
+        )
+
+    def _edit(self, text: Tensor, workload: Workload) -> Edit:
+        siglip = self._pipeline.siglip
+        assert siglip is not None
+        num, side = workload.num_pictures, isqrt(siglip.config.num_patches)
+        shape = self._pipeline.latents_shape(1, *_encoded_size(workload))[1:]
+        return Edit(
+            [text] * (num + 2),
+            [_empty(*shape, dtype=torch.float32)] * num,
+            [_empty(side, side, siglip.config.hidden_size, dtype=siglip.dtype)] * num,
         )
 
     def _decode(self, workload: Workload) -> object:
@@ -267,16 +311,26 @@ def _make(
     transformer: TransformerConfig,
     vae: AutoencoderConfig,
     text_encoder: TextEncoderConfig,
+    vision: VisionConfig | None,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    models = {
+    models: dict[str, Any] = {
         "text_encoder": make_empty(TextEncoder, text_encoder),
         "transformer": make_empty(ZImageTransformer2DModel, transformer),
         "vae": make_empty(AutoencoderKL, vae),
     }
+    if vision is not None:
+        models["siglip"] = make_empty(VisionEncoder, vision)
     for model in models.values():
         model.to(weights_dtype(model, dtype)).requires_grad_(False).eval()
     return models
+
+
+def _encoded_size(workload: Workload) -> tuple[int, int]:
+    """Height and width of what the autoencoder encodes."""
+    if not workload.num_pictures:
+        return workload.height, workload.width
+    return max(workload.height, PICTURE_SIDE), max(workload.width, PICTURE_SIDE)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
