@@ -17,7 +17,6 @@ from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 from jobs.terminal import visible
 
 # part of the command's contract, refused by name until the core can do them
-UNAVAILABLE_GENERATE_FLAGS = ("--image",)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -129,8 +128,12 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--negative-prompt", default=None, metavar="TEXT")
     generate.add_argument("--seed", type=_not_negative, default=42, metavar="N")
-    generate.add_argument("--width", type=_positive, default=1024, metavar="PIXELS")
-    generate.add_argument("--height", type=_positive, default=1024, metavar="PIXELS")
+    generate.add_argument(
+        "--width", type=_positive, metavar="PIXELS", help="default 1024, or the last --image's"
+    )
+    generate.add_argument(
+        "--height", type=_positive, metavar="PIXELS", help="default 1024, or the last --image's"
+    )
     generate.add_argument("--steps", type=_positive, default=8, metavar="N")
     generate.add_argument("--guidance", type=float, default=0.0, metavar="SCALE")
     generate.add_argument(
@@ -174,8 +177,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="run one step of N in the middle of a long schedule, 2 to 4: quicker, and lossy",
     )
-    for flag in UNAVAILABLE_GENERATE_FLAGS:
-        generate.add_argument(flag, action="append", metavar="X", help="not available yet")
+    generate.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="a picture to edit, with an Edit checkpoint; repeatable",
+    )
     generate.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
 
     weights = _command(commands, "weights", _weights, "fetch, list and check checkpoints")
@@ -405,10 +413,6 @@ def _gc(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from jobs.generate import generate_file
 
-    for flag in UNAVAILABLE_GENERATE_FLAGS:
-        value = getattr(args, flag[2:].replace("-", "_"))
-        if value is not None:
-            raise InputError(f"{flag}: {value[0]}: not available yet; leave it out")
     return generate_file(args)
 
 

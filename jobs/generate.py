@@ -9,14 +9,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.config import pixels_fault
+from jobs.config import PIXEL_MULTIPLE, pixels_fault
 from jobs.errors import EXIT_OK, InputError, ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from zimage_core.pictures import Picture
+
 _STRENGTH = 0.6
+_SIDE = 1024
 _SUFFIXES: dict[str, dict[str, Any]] = {
     ".png": {},
     ".jpg": {"quality": 95},
@@ -38,7 +41,7 @@ def generate_file(args: argparse.Namespace) -> int:
     if not args.output.absolute().parent.is_dir():
         raise InputError(f"--output: {args.output}: no such folder: {args.output.parent}")
     for flag, pixels in (("--width", args.width), ("--height", args.height)):
-        fault = pixels_fault(pixels)
+        fault = None if pixels is None else pixels_fault(pixels)
         if fault is not None:
             raise InputError(f"{flag}: {pixels}: {fault}")
     loras = _loras(args.lora or [], args.lora_scale or [])
@@ -47,10 +50,13 @@ def generate_file(args: argparse.Namespace) -> int:
             f"--quantization: {args.quantization!r}: --lora cannot be put into 8-bit weights; "
             "allowed: 'none', or no --lora"
         )
+    pictures, (args.height, args.width) = _pictures(args)
     start = _start(args)
     _check_cache(args)
     if not args.model.is_dir():
         raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
+    if pictures:
+        _check_takes_pictures(args.model)
 
     import torch
 
@@ -96,6 +102,7 @@ def generate_file(args: argparse.Namespace) -> int:
             guidance_scale=args.guidance,
             generator=torch.Generator("cpu").manual_seed(args.seed),
             image=start,
+            images=pictures or None,
             strength=_STRENGTH if args.strength is None else args.strength,
             cache=args.cache,
         )
@@ -112,6 +119,48 @@ def generate_file(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return EXIT_OK
+
+
+def _pictures(args: argparse.Namespace) -> tuple[list[Picture], tuple[int, int]]:
+    """The pictures of `--image`, read before a model is loaded, and height and width to make."""
+    files: list[Path] = args.image or []
+    if not files:
+        return [], (args.height or _SIDE, args.width or _SIDE)
+    from zimage_core.image_files import read_image
+    from zimage_core.pictures import output_size, prepare_picture
+
+    if args.init_image is not None:
+        raise InputError(
+            f"--image: {files[0]}: edited, and --init-image started from; allowed: one of the two"
+        )
+    area = args.width * args.height if args.width and args.height else None
+    pictures = []
+    for file in files:
+        try:
+            image = read_image(file).decode()
+        except ValueError as error:  # begins with the file's name
+            raise InputError(f"--image: {error}") from error
+        try:
+            pictures.append(prepare_picture(image, multiple=PIXEL_MULTIPLE, area=area))
+        except ValueError as error:
+            reason = str(error).removeprefix("images: ")
+            raise InputError(f"--image: {file}: {reason}") from error
+    return pictures, output_size([pictures], args.height, args.width)
+
+
+def _check_takes_pictures(model: Path) -> None:
+    from zimage_core import CheckpointError
+    from zimage_core.model_index import check_model_index
+
+    try:
+        takes = check_model_index(model)
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    if not takes:
+        raise InputError(
+            f"--image: {model}: takes no pictures to edit (model_index.json names no siglip); "
+            "allowed: an Edit or Omni checkpoint, or --init-image to start from a picture"
+        )
 
 
 def _start(args: argparse.Namespace) -> Image | None:
@@ -194,6 +243,7 @@ def _offload(args: argparse.Namespace, device: str, dtype: str) -> str:
         width=args.width,
         guided=args.guidance > 0,
         from_image=args.init_image is not None,
+        num_pictures=len(args.image or []),
     )
     return first_fitting(needed, torch.cuda.mem_get_info()[0]) or AUTO_OFFLOAD[-1]
 

@@ -383,7 +383,10 @@ PICTURE = {
         "--strength: 1.5 must be above 0 and at most 1",
     ),
     "text": (["--init-image", "pics/a.png", "--strength", "much"], "invalid float value: 'much'"),
-    "edit": (["--image", "pics/a.png"], "--image: pics/a.png: not available yet"),
+    "edit": (
+        ["--image", "pics/a.png", "--init-image", "pics/a.png"],
+        "--image: pics/a.png: edited, and --init-image started from; allowed: one of the two",
+    ),
 }
 
 
