@@ -307,7 +307,10 @@ class VisionProcessorConfig:
     """`siglip_processor/preprocessor_config.json`: how pictures become what the encoder sees."""
 
     patch_size: int = config_key(COUNT)
-    max_num_patches: int = config_key(COUNT)
+    max_num_patches: int = config_key(
+        # Pictures are also made larger, to be seen in so many; published are 256 to 1024.
+        ValueKind("a whole number from 1 to 4096", lambda v: COUNT.accepts(v) and v <= 4096)
+    )
     image_mean: tuple[float, float, float] = config_key(THREE_NUMBERS)
     image_std: tuple[float, float, float] = config_key(THREE_POSITIVES)
     rescale_factor: float = config_key(POSITIVE)

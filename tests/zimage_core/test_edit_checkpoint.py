@@ -179,6 +179,11 @@ def test_a_plain_transformer_beside_an_encoder_is_refused(folder: Path, tmp_path
         (OWN[2], {"resample": 9}, "resample is 9; allowed: 0 or 1 or 2"),
         (OWN[2], {"do_normalize": False}, "do_normalize is False; allowed: true"),
         (OWN[2], {"max_num_patches": "many"}, "max_num_patches is 'many'; allowed: a whole"),
+        (
+            OWN[2],
+            {"max_num_patches": 10**7},
+            "max_num_patches is 10000000; allowed: a",
+        ),
     ],
 )
 def test_configurations_are_read_strictly(
