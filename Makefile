@@ -33,9 +33,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 # What `make test` leaves out: a cluster whose processes are killed, on disk and on S3, and a job whose
-# samples kill, hang and fill their workers.
+# samples kill, hang and fill their workers, or whose nodes cannot load.
 chaos: $(STAMP)
-	$(BIN)/python -m pytest -m chaos tests/chaos tests/jobs/test_failure_classes.py
+	$(BIN)/python -m pytest -m chaos tests/chaos tests/jobs/test_failure_classes.py \
+		tests/jobs/test_nodes_left_aside.py
 
 # Seeds until the results hold so many kills; goes on where it was stopped. About 8 kills a minute.
 CHAOS_KILLS ?= 200

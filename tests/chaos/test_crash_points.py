@@ -21,7 +21,10 @@ def test_every_file_of_an_output_is_written_where_these_tests_step_in(undisturbe
     assert last["images"] < last["manifest"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [k if k == "die_half" else pytest.param(k, marks=pytest.mark.chaos) for k in KINDS],
+)
 def test_death_around_any_write_loses_and_doubles_nothing(
     server, run, undisturbed, expected, tmp_path, kind
 ):

@@ -136,6 +136,7 @@ def test_failing_prompts_and_long_ones(jobs: CommandLine) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_samples(jobs: CommandLine) -> None:
     write_table(jobs, "p.csv", 100_000)
     write_table(jobs, "q.csv", 100_000, **{f"p{i}": "A dog" for i in range(0, 100_000, 3)})

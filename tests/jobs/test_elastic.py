@@ -26,6 +26,7 @@ def path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
 
 
+@pytest.mark.slow
 def test_one_slow_actor_costs_less_than_three_percent() -> None:
     from jobs.cluster import connected
 

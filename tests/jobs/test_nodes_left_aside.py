@@ -31,7 +31,7 @@ from jobs.executor import (
 )
 from jobs.ray_worker import drain_on_sigterm
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(480)]
 
 
 class Picky(SleepingActor):

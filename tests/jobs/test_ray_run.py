@@ -80,6 +80,7 @@ def test_two_actors_pull_shards_and_give_the_bytes_of_one_process(job, expected)
     assert len(list((job.output / "events").iterdir())) == 1
 
 
+@pytest.mark.slow  # as are the next ones: the chaos suite does this and more
 def test_actor_killed_in_the_middle_is_replaced_and_its_shard_leased_again(job, expected):
     process = job.start("--workers", "1")
     try:
@@ -94,6 +95,7 @@ def test_actor_killed_in_the_middle_is_replaced_and_its_shard_leased_again(job, 
     )
 
 
+@pytest.mark.slow
 def test_driver_killed_in_the_middle_is_succeeded(job, expected):
     process = job.start("--workers", "2")
     try:
@@ -113,7 +115,11 @@ def test_driver_killed_in_the_middle_is_succeeded(job, expected):
 
 
 @pytest.mark.parametrize(
-    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)]
+    ("number", "send"),
+    [
+        pytest.param(signal.SIGINT, os.killpg, marks=pytest.mark.slow),
+        (signal.SIGTERM, os.kill),
+    ],
 )
 def test_signal_drains_and_the_next_run_goes_on(job, expected, number, send):
     process = job.start("--workers", "2")
@@ -134,6 +140,7 @@ def test_signal_drains_and_the_next_run_goes_on(job, expected, number, send):
     assert_complete(job, expected)
 
 
+@pytest.mark.slow
 def test_hung_worker_is_given_up_after_stall_timeout(job, expected):
     process = job.start("--workers", "2", "--set", "run.stall_timeout=6")
     try:

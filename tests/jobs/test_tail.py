@@ -35,7 +35,7 @@ def ideal(seconds: list[float], total: int) -> float:
     return total / sum(1 / each for each in seconds)
 
 
-@pytest.mark.parametrize("workers", [8, 64, 512])
+@pytest.mark.parametrize("workers", [8, 64, pytest.param(512, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_one_slow_worker_costs_less_than_three_percent(workers: int, batch: int) -> None:
     seconds = [0.75] * (workers - 1) + [2.25]
@@ -54,7 +54,7 @@ def test_without_division_it_would_cost_a_third(monkeypatch: pytest.MonkeyPatch)
     assert ideal(seconds, 200 * 64) / executor.now < 0.8
 
 
-@pytest.mark.parametrize("workers", [8, 64, 512])
+@pytest.mark.parametrize("workers", [8, 64, pytest.param(512, marks=pytest.mark.slow)])
 def test_workers_that_start_late_and_vary(workers: int) -> None:
     draw = random.Random(7)
     seconds = [0.75 * draw.uniform(0.9, 1.3) for _ in range(workers)]

@@ -268,7 +268,7 @@ def test_trailing_empty_columns_are_not_columns(tmp_path):
     assert read_profiles(path).columns == ("a", "b")
 
 
-@pytest.mark.parametrize("kind", ["csv", "xlsx"])
+@pytest.mark.parametrize("kind", ["csv", pytest.param("xlsx", marks=pytest.mark.slow)])
 def test_ten_thousand_rows_take_no_four_times_what_cells_cost(tmp_path, kind):
     """In CPU seconds; what reading cells costs openpyxl is another matter on each machine."""
     names = ["id", "name", *(f"column {i}" for i in range(8))]

@@ -126,7 +126,10 @@ def make_all(components: dict[str, Any], batch: int, **more: Any) -> Tensor:
     return torch.cat([make(components, PROMPTS[i : i + batch], i, **more) for i in starts])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend",
+    [b if b == "native" else pytest.param(b, marks=pytest.mark.slow) for b in BACKENDS],
+)
 def test_forty_lengths_need_no_compilation_of_their_own(
     monkeypatch: pytest.MonkeyPatch, folder: Path, backend: str
 ) -> None:
