@@ -45,6 +45,7 @@ from jobs.ray_pool import RayPool
 from jobs.ray_worker import WorkerActor
 
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
+_GATHER = 0.005  # seconds from one message to the next look for others
 _AT_ONCE = 16  # messages that are read of one worker before the others have their turn
 _BEAT = 2.0  # seconds between two questions to a worker whether it moves
 _ROUNDS = 3  # times that all workers are started of which none gets as far as to say where it is
@@ -88,6 +89,7 @@ class RayExecutor:
         self._loading = False
         self._draining = False
         self._looked = time.monotonic()
+        self._received = 0.0  # when a worker last said something
 
     @property
     def num_workers(self) -> int:
@@ -204,6 +206,8 @@ class RayExecutor:
         """See `Executor.poll`."""
         self._join()
         deadline = time.monotonic() + timeout
+        # Waiting takes Ray longer than reading: where messages follow each other, let some gather.
+        time.sleep(max(0.0, min(timeout, self._received + _GATHER - time.monotonic())))
         while not self._events:
             left = deadline - time.monotonic()
             waiting = self._waiting()
@@ -300,14 +304,14 @@ class RayExecutor:
             self._lose(worker, "worker_died", first_line(error))
 
     def _receive_more(self, worker: RayHandle, ref: Any) -> None:
-        """What else a worker has said meanwhile: waiting takes Ray longer than reading."""
+        """What else a worker has said meanwhile."""
         for _ in range(_AT_ONCE):
             if worker not in self.pool.workers or worker.stream is not ref or not ref.next_ready():
                 return
             self._receive(worker, ref)
 
     def _message(self, worker: RayHandle, message: Message | tuple[str, bool]) -> None:
-        worker.moved = time.monotonic()
+        worker.moved = self._received = time.monotonic()
         assert worker.info is not None
         if isinstance(message, tuple):
             # The answer to a question comes another way, and may come later than the end of a
