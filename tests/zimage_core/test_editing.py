@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import ZImageTransformer2DModel as Reference
 from edit_reference import reference_velocity
+from random_transformer import random_transformer
 from torch import Tensor
 
 from zimage_core.config import TransformerConfig
@@ -48,15 +49,7 @@ SIZE = (12, 8)
 
 
 def make_model(**shape: Any) -> ZImageTransformer2DModel:
-    """Random weights; norms away from one and pad tokens as large as real ones, so each counts."""
-    torch.manual_seed(0)
-    model = ZImageTransformer2DModel(dataclasses.replace(EDIT, **shape)).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" in name or name.endswith("embedder.0.weight"):
-            torch.nn.init.normal_(parameter, mean=0.8, std=0.3)
-        elif "pad_token" in name:
-            torch.nn.init.normal_(parameter)
-    return model.requires_grad_(False)
+    return random_transformer(dataclasses.replace(EDIT, **shape))
 
 
 def make_edit(segments: list[int], pictures: list[Any], seed: int = 0) -> Edit:

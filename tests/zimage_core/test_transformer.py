@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import ZImageTransformer2DModel as Reference
 from flash_packages import BACKENDS, MODULES, install
+from random_transformer import random_transformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,15 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_model(seed: int = 0, **shape: Any) -> ZImageTransformer2DModel:
-    """Random weights; norms away from one and pad tokens as large as real ones, so each counts."""
-    torch.manual_seed(seed)
-    model = ZImageTransformer2DModel(dataclasses.replace(TINY, **shape)).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" in name or name == "cap_embedder.0.weight":
-            torch.nn.init.normal_(parameter, mean=0.8, std=0.3)
-        if "pad_token" in name:
-            torch.nn.init.normal_(parameter)
-    return model.requires_grad_(False)
+    return random_transformer(dataclasses.replace(TINY, **shape), seed)
 
 
 def make_reference(model: ZImageTransformer2DModel) -> Reference:
