@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 import torch
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
-from torch import Generator, Tensor
+from pipeline_pair import PipelinePair, distance, picture, seeded
+from torch import Tensor
 
 from zimage_core import generate, load_from_local_dir
 from zimage_core.pictures import prepare_picture
@@ -23,51 +23,20 @@ PROMPT = "make the background red"
 STEPS: dict[str, Any] = {"num_inference_steps": 2}
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """A gradient under noise: no two rows, columns or channels alike."""
-    width, height = size
-    noise = np.random.default_rng(seed).integers(0, 90, (height, width, 3))
-    slope = np.linspace(0, 150, width)[None, :, None] + np.linspace(0, 15, height)[:, None, None]
-    return Image.fromarray((noise + slope * (1 + seed % 2) / 2).astype(np.uint8))
-
-
 SMALL, TALL, ODD = picture(0), picture(1, (64, 112)), picture(2, (101, 77))
 
 
-def seeded(num_images: int, first: int = 100) -> list[Generator]:
-    return [Generator().manual_seed(first + i) for i in range(num_images)]
-
-
-def distance(actual: Any, expected: Any) -> float:
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
-
-
-class Pair:
-    """Our components and diffusers' pipeline on one checkpoint."""
-
+class Pair(PipelinePair):
     def __init__(self, folder: Path) -> None:
-        self.components = load_from_local_dir(folder, device="cpu", dtype=torch.float32)
-        self.reference = diffusers.ZImageOmniPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32
-        )
-        self.reference.set_progress_bar_config(disable=True)
-
-    def ours(self, **arguments: Any) -> Tensor:
-        arguments = {**STEPS, "output_type": "latent", **arguments}
-        latents = generate(**self.components, **arguments)
-        assert isinstance(latents, Tensor)
-        return latents
+        super().__init__(folder, diffusers.ZImageOmniPipeline, STEPS)
 
     def theirs(self, **arguments: Any) -> Tensor:
-        arguments = {**STEPS, "guidance_scale": 0.0, "output_type": "latent", **arguments}
         with pytest.MonkeyPatch.context() as patch:
             # It encodes pictures in bfloat16 whatever the autoencoder's dtype is, and laid out with
             # the channels last, for which PyTorch has norms that are 1.8e-4 from float64 at 1024 x
             # 1024 pixels; otherwise both are 1e-6 from it.
             patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.contiguous)
-            images: Tensor = self.reference(**copy.deepcopy(arguments)).images
-        return images
+            return super().theirs(**arguments)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeline_pair import PipelinePair, distance, picture, seeded
 from torch import Generator, Tensor
 
 from zimage_core import ZImagePipeline, generate, load_from_local_dir
@@ -29,44 +30,10 @@ SHIFTS: dict[str, dict[str, Any]] = {
 }
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """A gradient under noise: no two rows, columns or channels alike."""
-    width, height = size
-    noise = np.random.default_rng(seed).integers(0, 90, (height, width, 3))
-    slope = np.linspace(0, 150, width)[None, :, None] + np.linspace(0, 15, height)[:, None, None]
-    return Image.fromarray((noise + slope * (1 + seed % 2) / 2).astype(np.uint8))
-
-
-def seeded(num_images: int) -> list[Generator]:
-    return [Generator().manual_seed(100 + i) for i in range(num_images)]
-
-
-def distance(actual: Any, expected: Any) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
-class Pair:
-    """Our components and diffusers' pipeline on one checkpoint."""
-
+class Pair(PipelinePair):
     def __init__(self, folder: Path) -> None:
-        self.components = load_from_local_dir(folder, device="cpu", dtype=torch.float32)
+        super().__init__(folder, diffusers.ZImageImg2ImgPipeline, SMALL)
         self.pipeline = ZImagePipeline(**self.components)
-        self.reference = diffusers.ZImageImg2ImgPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32
-        )
-        self.reference.set_progress_bar_config(disable=True)
-
-    def ours(self, **arguments: Any) -> Tensor:
-        arguments = {**SMALL, "output_type": "latent", **arguments}
-        latents = generate(**self.components, **arguments)
-        assert isinstance(latents, Tensor)
-        return latents
-
-    def theirs(self, **arguments: Any) -> Tensor:
-        arguments = {**SMALL, "guidance_scale": 0.0, "output_type": "latent", **arguments}
-        images: Tensor = self.reference(**copy.deepcopy(arguments)).images
-        return images
 
 
 @pytest.fixture(scope="module")
