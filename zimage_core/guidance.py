@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from zimage_core.entries import Condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,25 @@ class Guidance:
     def is_on(self) -> bool:
         """Whether a negative branch is needed at all."""
         return self.scale > 0.0
+
+    def negatives(
+        self, negative_prompt_embeds: Sequence[Condition] | None, num_images: int
+    ) -> Sequence[Condition]:
+        """Conditions of the negative branch: one for each image, or none where guidance is off.
+
+        Raises:
+            ValueError: guidance is on and they are not given, or are not one for each image.
+        """
+        if not self.is_on:
+            return ()
+        if negative_prompt_embeds is None:
+            raise ValueError(f"negative_prompt_embeds: needed where guidance_scale is {self.scale}")
+        if len(negative_prompt_embeds) != num_images:
+            raise ValueError(
+                f"negative_prompt_embeds: {len(negative_prompt_embeds)} for {num_images} "
+                "prompt_embeds"
+            )
+        return negative_prompt_embeds
 
     def acts_at(self, time: float) -> bool:
         """Whether the step at a model time, in [0, 1), is guided."""

@@ -261,18 +261,7 @@ class ZImagePipeline:
         guidance = Guidance(
             scale=guidance_scale, normalization=cfg_normalization, truncation=cfg_truncation
         )
-        negatives: Sequence[Condition] = ()
-        if guidance.is_on:
-            if negative_prompt_embeds is None:
-                raise ValueError(
-                    f"negative_prompt_embeds: needed where guidance_scale is {guidance_scale}"
-                )
-            if len(negative_prompt_embeds) != num_images:
-                raise ValueError(
-                    f"negative_prompt_embeds: {len(negative_prompt_embeds)} for "
-                    f"{num_images} prompt_embeds"
-                )
-            negatives = negative_prompt_embeds
+        negatives = guidance.negatives(negative_prompt_embeds, num_images)
 
         h, w = shape[-2:]
         image_seq_len = (h // self.transformer.patch_size) * (w // self.transformer.patch_size)
