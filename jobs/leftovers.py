@@ -33,7 +33,7 @@ _IMAGE = re.compile(NAME_PATTERN + r"_\d{8,}\.(?:png|jpg|webp)")
 _STAGED = re.compile(r"(.+)#\d+")  # object_store writes `name#1` and renames it
 # where files may have been staged, besides the attempts, and under which names
 _STAGED_NAMES = {
-    "": re.compile(r"job\.json|metadata\.parquet|tars\.txt"),
+    "": re.compile(r"job\.json|metadata\.parquet|tars\.txt|rejected\.csv"),
     "manifest": re.compile(r"\d{8,}-r\d{3,}-b[\w-]+\.parquet"),
     "events": re.compile(r"\d{6,}-\d{5,}\.jsonl"),
 }
