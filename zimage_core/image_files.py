@@ -29,6 +29,8 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 2**26
 """Width times height: 8192 x 8192."""
 
+_ORIENTATION = 0x0112  # of EXIF
+_QUARTER_TURNS = (5, 6, 7, 8)
 _CONVERTED = ("RGB", "1", "L", "P", "CMYK", "YCbCr", "RGBX")
 
 
@@ -56,6 +58,24 @@ class ImageFile:
         """Look at the header alone; raises ImageFileError as `decode` does."""
         with _silently():
             self._open().close()
+
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, turned as `decode` does, from the header alone.
+
+        Of a PNG whose orientation stands behind its pixels they are those before it is turned.
+
+        Raises:
+            ImageFileError: as `check`.
+        """
+        with _silently(), self._open() as image:
+            width, height = image.size
+            try:
+                # Pillow would decode a PNG to look for EXIF data behind the pixels.
+                has_none = image.format == "PNG" and "exif" not in image.info
+                turned = not has_none and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            except Exception:  # noqa: BLE001 - hostile EXIF data; `decode` says what it is worth
+                turned = False
+        return (height, width) if turned else (width, height)
 
     def decode(self) -> Image:
         """Decode to RGB, 8 bits a channel, turned as its EXIF orientation says.

@@ -1,13 +1,7 @@
-"""Pictures that an edit is asked of: from what is given to what the two encoders take.
-
-Sizes are those of diffusers' `ZImageOmniPipeline`: a picture of more than 1024 * 1024 pixels is
-made smaller, whole, and seen so; of that the autoencoder gets the middle, its sides whole numbers
-of patches.
-"""
+"""Pictures that an edit is asked of: from what is given to what the two encoders take."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,18 +11,12 @@ from torch import Generator, Tensor
 
 from zimage_core import images as pixels
 from zimage_core.autoencoder import DiagonalGaussian
+from zimage_core.picture_sizes import picture_sizes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from zimage_core.autoencoder import AutoencoderKL
-
-MIN_SIDE = 64
-"""Pixels of a picture's shorter side, at least."""
-MAX_ASPECT = 8
-"""Of the longer side to the shorter one, at most."""
-MAX_AREA = 1024 * 1024
-"""Pixels of a picture; a larger one is resized."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +65,10 @@ def prepare_picture(given: Any, *, multiple: int, area: int | None = None) -> Pi
         given: one picture in a form that `images.to_rgb_images` accepts; a `Picture` is returned as
             it is.
         multiple: of what the sides are encoded in, `ZImagePipeline.size_multiple`.
-        area: pixels to which a picture of more than `MAX_AREA` is resized; None is `MAX_AREA`.
+        area: pixels to which a large picture is resized, see `picture_sizes`.
 
     Raises:
-        ValueError: it is none, has a side below `MIN_SIDE`, is longer than `MAX_ASPECT` allows, or
-            nothing would be left of it at that area.
+        ValueError: it is none, or of a size that `picture_sizes` refuses.
     """
     from PIL import Image as PilImage
 
@@ -91,29 +78,14 @@ def prepare_picture(given: Any, *, multiple: int, area: int | None = None) -> Pi
     if len(found) != 1:
         raise ValueError(f"images: {len(found)} in one tensor or array; allowed: one picture each")
     picture = found[0]
-    width, height = picture.size
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(
-            f"images: a picture of {width} x {height}; allowed: {MIN_SIDE} pixels or more a side"
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(
-            f"images: a picture of {width} x {height}; allowed: one side at most {MAX_ASPECT} "
-            "times the other"
-        )
-    if width * height > MAX_AREA:
-        scale = math.sqrt((area or MAX_AREA) / (width * height))
-        size = int(width * scale), int(height * scale)
-        if min(size) < multiple:
-            raise ValueError(
-                f"images: a picture of {width} x {height} would become {size[0]} x {size[1]}, the "
-                f"area of the result; allowed: {multiple} pixels or more a side"
-            )
-        picture = picture.resize(size, PilImage.Resampling.LANCZOS)
-        width, height = size
-    sides = width // multiple * multiple, height // multiple * multiple
-    left, top = (width - sides[0]) // 2, (height - sides[1]) // 2
-    return Picture(picture, picture.crop((left, top, left + sides[0], top + sides[1])))
+    try:
+        seen, (width, height) = picture_sizes(*picture.size, multiple=multiple, area=area)
+    except ValueError as error:
+        raise ValueError(f"images: {error}") from error
+    if seen != picture.size:
+        picture = picture.resize(seen, PilImage.Resampling.LANCZOS)
+    left, top = (seen[0] - width) // 2, (seen[1] - height) // 2
+    return Picture(picture, picture.crop((left, top, left + width, top + height)))
 
 
 def arrange_pictures(images: Any, num_prompts: int) -> list[list[Any]]:

@@ -150,6 +150,24 @@ def test_orientation_is_applied() -> None:
     assert ImageFile("a", saved(drawing(), exif=exif)).decode().size == (24, 40)
 
 
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_in_the_header_is_the_decoded_one(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = ImageFile("a", saved(drawing(), kind, exif=exif))
+    assert file.size() == file.decode().size
+
+
+def test_the_size_needs_no_pixels() -> None:
+    cut = saved(drawing((4000, 3000)))[:200]
+    assert ImageFile("a", cut).size() == (4000, 3000)
+    turned = saved(drawing((400, 300)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1")
+    assert ImageFile("a", turned).size() == (400, 300)
+    with pytest.raises(ImageFileError, match="a: not an image"):
+        ImageFile("a", b"no picture").size()
+
+
 def test_a_phones_jpeg_with_a_second_picture_shows_the_first() -> None:
     content = saved(
         FRAMES[0], "MPO", save_all=True, append_images=FRAMES[1:], quality=95, subsampling=0
