@@ -70,9 +70,11 @@ class ImageFile:
         with _silently(), self._open() as image:
             width, height = image.size
             try:
-                # Pillow would decode a PNG to look for EXIF data behind the pixels.
-                has_none = image.format == "PNG" and "exif" not in image.info
-                turned = not has_none and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+                # Pillow opens a TIFF with its sides turned already, and would decode a PNG to look
+                # for EXIF data behind the pixels.
+                asked = image.format != "TIFF"
+                asked &= image.format != "PNG" or "exif" in image.info
+                turned = asked and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
             except Exception:  # noqa: BLE001 - hostile EXIF data; `decode` says what it is worth
                 turned = False
         return (height, width) if turned else (width, height)
