@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from zimage_core import images as pixels
+from zimage_core import inpainting
 from zimage_core.editing import Edit
 from zimage_core.entries import Condition
 from zimage_core.guidance import Guidance
@@ -59,6 +60,7 @@ def generate(
     max_sequence_length: int = 512,
     output_type: OutputType = "pil",
     image: Any = None,
+    mask_image: Any = None,
     strength: float = 0.6,
     images: Any = None,
     aligned_positions: bool = True,
@@ -96,6 +98,9 @@ def generate(
             (B, 3, H, W) in [0, 1], "latent" float32 latents as the last step left them.
         image: image to start from, or a list: one for all, for each prompt, or for each image made.
             What is accepted, and how it is brought to `width` x `height`, says `images.from_input`.
+        mask_image: inpainting: white where `image` is made anew, black where it is kept. One or a
+            list: one for all, for each prompt, or for each image made. What is accepted says
+            `inpainting.from_input`. Not together with `cache`.
         strength: of the change to `image`, above 0 and at most 1: of n steps the last n * strength
             are run, see `strength.first_step`. Without meaning where there is no `image`.
         images: pictures to edit, 0 to several for each prompt: a list with a list for each; or one
@@ -129,6 +134,10 @@ def generate(
     )
     given = arrange_pictures(images, len(prompts))
     if any(given):
+        if mask_image is not None:
+            raise ValueError(
+                "images: cannot be edited with a mask; allowed: image= and mask_image=, or images="
+            )
         if image is not None:
             raise ValueError("images: cannot be edited together with an image to start from")
         check_vision(pipeline.takes_pictures, siglip, siglip_processor)
@@ -145,17 +154,19 @@ def generate(
     guided = Guidance(scale=guidance_scale, normalization=cfg_normalization).is_on
     if isinstance(generator, Sequence):
         check_generators(generator, num_images)
-    starts = None
+    starts = masks = None
     # What is refused is refused before any work is done.
     first = 0 if image is None else first_step(num_inference_steps, strength)
     check_cache(cache, num_inference_steps - first)
     if image is not None:
         starts = pixels.from_input(image, height=height, width=width)
-        if len(starts) not in (1, len(prompts), num_images):
-            raise ValueError(
-                f"image: {len(starts)} images for {len(prompts)} prompts with "
-                f"{num_images_per_prompt} images each; allowed: 1, {len(prompts)} or {num_images}"
-            )
+        _check_number("image", "images", len(starts), len(prompts), num_images)
+    if mask_image is not None:
+        inpainting.check_inpainting(has_image=image is not None, cache=cache)
+        masks = inpainting.from_input(mask_image, height=height, width=width)
+        _check_number("mask_image", "masks", len(masks), len(prompts), num_images)
+        masks = inpainting.to_latent_size(masks, pipeline.vae_scale_factor)
+        masks = masks.repeat_interleave(num_images // len(masks), 0)
 
     texts = prompts + (negatives if guided else [])
     encoded: Sequence[Condition]
@@ -183,6 +194,7 @@ def generate(
         negative_prompt_embeds=for_images[num_images:] if guided else None,
         latents=draw_noise(shape, generator),
         image_latents=image_latents,
+        mask=masks,
         strength=strength,
         cfg_normalization=cfg_normalization,
         cfg_truncation=cfg_truncation,
@@ -195,6 +207,14 @@ def generate(
     if output_type == "pt":
         return decoded
     return pixels.to_float(decoded) if output_type == "np" else pixels.to_pil(decoded)
+
+
+def _check_number(argument: str, things: str, given: int, num_prompts: int, images: int) -> None:
+    if given not in (1, num_prompts, images):
+        raise ValueError(
+            f"{argument}: {given} {things} for {num_prompts} prompts with "
+            f"{images // num_prompts} images each; allowed: 1, {num_prompts} or {images}"
+        )
 
 
 def _edits(

@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -79,14 +79,16 @@ class ImageFile:
                 turned = False
         return (height, width) if turned else (width, height)
 
-    def decode(self) -> Image:
-        """Decode to RGB, 8 bits a channel, turned as its EXIF orientation says.
+    def decode(self, convert: Callable[[Image], Image] | None = None) -> Image:
+        """Decode, turned as its EXIF orientation says. Colour profiles are not applied.
 
-        Colour profiles are not applied.
+        Args:
+            convert: what is made of the decoded image; a ValueError of it is one of the file. None
+                is `to_rgb`: RGB, 8 bits a channel.
 
         Raises:
             ImageFileError: no image of `FORMATS`, too many pixels, more than one frame, damaged or
-                cut off, or of a kind that `to_rgb` refuses.
+                cut off, or of a kind that `convert` refuses.
         """
         from PIL import ImageOps
 
@@ -100,7 +102,7 @@ class ImageFile:
             # What kind of file it was tells what the numbers of mode "I" mean.
             upright.format = image.format
             try:
-                return to_rgb(upright)
+                return (convert or to_rgb)(upright)
             except Exception as error:
                 raise ImageFileError(f"{self.name}: {error}") from error
 

@@ -75,7 +75,7 @@ def to_rgb_images(given: GivenImage, *, name: str = "image") -> list[Image]:
 def from_rgb(image: Image) -> Tensor:
     """An RGB image as (1, 3, H, W) float32 in [0, 1] on the CPU."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    return _to_unit(pixels).contiguous()
+    return to_unit(pixels).contiguous()
 
 
 def _from_one(image: object, height: int, width: int) -> Tensor:
@@ -83,7 +83,7 @@ def _from_one(image: object, height: int, width: int) -> Tensor:
 
     if isinstance(image, PilImage.Image):
         resized = to_rgb(image).resize((width, height), PilImage.Resampling.LANCZOS)
-        return _to_unit(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
+        return to_unit(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
     return F.interpolate(_unit_tensor(image), size=(height, width), mode="nearest")
 
 
@@ -95,17 +95,24 @@ def _unit_tensor(image: object, argument: str = "image") -> Tensor:
     if len(shape) not in (3, 4) or shape[channels] != 3 or 0 in shape:
         name = type(image).__name__
         raise ValueError(f"{argument}: {name} of shape {shape}; allowed: {_ALLOWED}")
+    return to_unit(image, argument).reshape(-1, *shape[-3:]).movedim(channels, 1)
+
+
+def to_unit(image: NDArray[Any] | Tensor, argument: str = "image") -> Tensor:
+    """Float32 in [0, 1] on the CPU, in shape: of 8-bit values, or of floats in [0, 1].
+
+    Args:
+        image: not empty.
+        argument: its name, in messages.
+
+    Raises:
+        ValueError: another dtype, or a value is out of range.
+    """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 and image.dtype.kind != "f":
             raise ValueError(f"{argument}: dtype {image.dtype}; {_ALLOWED_TYPES}")
-        tensor = torch.from_numpy(image.astype(np.uint8 if image.dtype == np.uint8 else np.float32))
-    else:
-        tensor = image.cpu()
-    return _to_unit(tensor.reshape(-1, *shape[-3:]).movedim(channels, 1), argument)
-
-
-def _to_unit(image: Tensor, argument: str = "image") -> Tensor:
-    """Float32 in [0, 1] of 8-bit values, or of floats that are in [0, 1]."""
+        image = torch.from_numpy(image.astype(np.uint8 if image.dtype == np.uint8 else np.float32))
+    image = image.cpu()
     if image.dtype == torch.uint8:
         return image.float() / 255.0
     if not image.is_floating_point():

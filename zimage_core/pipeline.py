@@ -20,6 +20,7 @@ from zimage_core import images as pixels
 from zimage_core.chat_template import edit_segments
 from zimage_core.entries import Condition, make_entries
 from zimage_core.guidance import Guidance
+from zimage_core.inpainting import KeptImage, check_inpainting
 from zimage_core.noise import check_shape, noise_or_given
 from zimage_core.offload import compute_device, use
 from zimage_core.patchify import patchify, unpatchify
@@ -213,6 +214,7 @@ class ZImagePipeline:
         generators: Sequence[Generator] | None = None,
         latents: Tensor | None = None,
         image_latents: Tensor | None = None,
+        mask: Tensor | None = None,
         strength: float = 0.6,
         cfg_normalization: bool | float = False,
         cfg_truncation: float | None = 1.0,
@@ -238,6 +240,8 @@ class ZImagePipeline:
             latents: noise (B, F, h, w) instead of `generators`.
             image_latents: images to start from, (B, F, h, w) as `encode_image` returns them; None
                 starts from noise alone.
+            mask: (B, 1, h, w) bool, True where `image_latents` are made anew; elsewhere they are
+                put back after each step, see `inpainting`. None makes all anew.
             strength: of the change to `image_latents`, above 0 and at most 1; without meaning
                 where there are none.
             cfg_normalization: see `Guidance.normalization`.
@@ -264,20 +268,26 @@ class ZImagePipeline:
         negatives = guidance.negatives(negative_prompt_embeds, num_images)
 
         h, w = shape[-2:]
-        image_seq_len = (h // self.transformer.patch_size) * (w // self.transformer.patch_size)
+        patch_size = self.transformer.patch_size
+        image_seq_len = (h // patch_size) * (w // patch_size)
         sigmas = self.scheduler.sigmas(num_inference_steps, image_seq_len=image_seq_len)
         times = self.scheduler.model_times(sigmas)
         first = 0 if image_latents is None else first_step(num_inference_steps, strength)
         steps = range(first, num_inference_steps)
         is_guided = {i: guidance.acts_at(times[i].item()) for i in steps}
+        if mask is not None:
+            check_inpainting(has_image=image_latents is not None, cache=cache)
         computed = computed_steps(list(is_guided.values()), cache)
         velocities = StepCache(computed, times[first:].tolist())
 
         use(self.transformer)
         latents = noise_or_given(shape, generators, latents).to(self.device, torch.float32)
+        kept = None
         if image_latents is not None:
             check_shape("image_latents", image_latents, shape)
             image_latents = image_latents.to(self.device, torch.float32)
+            if mask is not None:
+                kept = KeptImage(mask, image_latents, latents, self.scheduler, sigmas, patch_size)
             latents = self.scheduler.scale_noise(image_latents, latents, sigmas, first)
 
         conditions: list[Condition] = [*prompt_embeds, *negatives]
@@ -292,7 +302,6 @@ class ZImagePipeline:
 
         modulations = self.transformer.modulations(times)
         # Patches are but another order of the same numbers, and stay in it until the end.
-        patch_size = self.transformer.patch_size
         patches = patchify(latents, patch_size)
         for i in steps:
             evaluated = both if is_guided[i] else plain
@@ -303,6 +312,8 @@ class ZImagePipeline:
                 velocity = guidance.combine(*velocity.chunk(2))
             # The model predicts image - noise; the scheduler walks along sigma, from noise.
             patches = self.scheduler.step(-velocity, patches, sigmas, i)
+            if kept is not None:
+                patches = kept.restore(patches, i + 1)
             if on_step is not None:
                 on_step(i)
         return unpatchify(patches, patch_size, h, w)
