@@ -114,7 +114,8 @@ class Prompt:
         negative_text: what it must not show.
         seed: 0 to 2**63 - 1 (the manifest's int64).
         width, height: pixels.
-        images: relative to the job's `prompts.images_root`; a single one is what is started from.
+        images: relative to the job's `prompts.images_root`: the one to start from, or, with a
+            checkpoint that edits, the pictures to edit, in order.
         loras: names that the job declares under `model.loras`.
         metadata: flat scalars, copied to the manifest as `profile_<name>`.
 

@@ -84,6 +84,25 @@ class Profiles:
             names = ", ".join(repr(name) for name in self.columns)
             raise self.error(f"no such column, but {what} uses it", column=column, allowed=names)
 
+    def image_columns(self, given: object) -> tuple[str, ...]:
+        """What the option `image_column` names: one column, several, or none (None).
+
+        Raises:
+            ProfileError: there is no such column.
+            ValueError: it is neither a name nor a list of names.
+        """
+        if given is None:
+            return ()
+        names = given if isinstance(given, (list, tuple)) else (given,)
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(
+                    f"option image_column must be the name of a column, got {name!r} (a list of "
+                    "names is allowed too)"
+                )
+            self.require_column(name, "option image_column")
+        return tuple(names)
+
     def int_cell(self, row: int, column: str, least: int, most: int) -> int | None:
         """The cell as an int from `least` to `most`; `None` where it is empty.
 
@@ -123,11 +142,11 @@ class Profiles:
         *,
         seed: str = "seed",
         negative: str = "negative_prompt",
-        image: str | None = None,
+        images: Sequence[str] = (),
     ) -> PromptFields:
-        """What the reserved columns say; `seed`, `negative` and `image` name columns to read.
+        """What the reserved columns say; `seed`, `negative` and `images` name columns to read.
 
-        A cell of `image` is the path of an image to start from, empty where there is none.
+        A cell of `images` is the path of an image, empty where there is none.
 
         Raises:
             ProfileError: a cell that cannot be a seed, a size, a negative prompt or names of LoRAs.
@@ -144,7 +163,7 @@ class Profiles:
             "width": width,
             "height": height,
             "negative_text": self.text_cell(row, negative),
-            "images": () if image is None else self._images(row, image),
+            "images": tuple(filter(None, (self.text_cell(row, column) for column in images))),
             "loras": self._loras(row),
         }
 
@@ -161,10 +180,6 @@ class Profiles:
                 allowed="names of the job's model.loras, separated by commas",
             )
         return names
-
-    def _images(self, row: int, column: str) -> tuple[str, ...]:
-        path = self.text_cell(row, column)
-        return () if path is None else (path,)
 
     def _side(self, row: int, column: str) -> int | None:
         side = self.int_cell(row, column, SIZE_MULTIPLE, 2**16)

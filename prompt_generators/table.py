@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prompt_generators.base import Prompt, check_index
@@ -17,8 +18,8 @@ class TableGenerator:
         column: the column with the prompts; every cell must hold text.
         negative_column: one with negative prompts; `negative_prompt` is read if not given.
         seed_column: one with seeds; `seed` is read if not given.
-        image_column: one with images to start from: paths relative to the job's
-            `prompts.images_root`; an empty cell is none.
+        image_column: one with images to start from or to edit, or a list of several columns: paths
+            relative to the job's `prompts.images_root`; an empty cell is none.
 
     Raises:
         ProfileError: the table, or a cell of it, cannot be used; all rows are checked.
@@ -33,7 +34,7 @@ class TableGenerator:
         column: str = "prompt",
         negative_column: str | None = None,
         seed_column: str | None = None,
-        image_column: str | None = None,
+        image_column: str | Sequence[str] | None = None,
     ) -> None:
         if profiles is None:
             raise ValueError("the generator 'table' needs a profile table")
@@ -41,7 +42,6 @@ class TableGenerator:
             "column": column,
             "negative_column": negative_column,
             "seed_column": seed_column,
-            "image_column": image_column,
         }
         self.profiles = read_profiles(profiles, sheet)
         for option, name in named.items():
@@ -53,7 +53,7 @@ class TableGenerator:
         self.column = column
         self.negative_column = negative_column or "negative_prompt"
         self.seed_column = seed_column or "seed"
-        self.image_column = image_column
+        self.image_columns = self.profiles.image_columns(image_column)
         for row in range(len(self.profiles)):
             if self.profiles.rows[row][column] is None:
                 raise self.profiles.error("the prompt is empty", row=row, column=column)
@@ -72,6 +72,6 @@ class TableGenerator:
         text = self.profiles.text_cell(index, self.column)
         assert text is not None  # checked by the constructor
         fields = self.profiles.prompt_fields(
-            index, seed=self.seed_column, negative=self.negative_column, image=self.image_column
+            index, seed=self.seed_column, negative=self.negative_column, images=self.image_columns
         )
         return self.profiles.prompt(index, text, fields)

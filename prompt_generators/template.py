@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 from prompt_generators.base import Prompt, check_index
@@ -21,8 +22,8 @@ class TemplateGenerator:
         template: the sentence.
         missing: what an empty cell reads as; without it an empty cell that is used is an error.
         repeat: start again after the last row, endlessly, instead of ending there.
-        image_column: the column with images to start from: paths relative to the job's
-            `prompts.images_root`; an empty cell is none.
+        image_column: the column with images to start from or to edit, or a list of several columns:
+            paths relative to the job's `prompts.images_root`; an empty cell is none.
 
     Raises:
         ProfileError: the table, or a cell of it, cannot be used; all rows are checked.
@@ -37,7 +38,7 @@ class TemplateGenerator:
         template: str,
         missing: str | None = None,
         repeat: bool = False,
-        image_column: str | None = None,
+        image_column: str | Sequence[str] | None = None,
     ) -> None:
         if profiles is None:
             raise ValueError("the generator 'template' needs a profile table")
@@ -45,18 +46,11 @@ class TemplateGenerator:
             raise ValueError(f"option missing must be text, got {missing!r}")
         if not isinstance(repeat, bool):
             raise ValueError(f"option repeat must be true or false, got {repeat!r}")
-        named = isinstance(image_column, str) and image_column.strip()
-        if image_column is not None and not named:
-            raise ValueError(
-                f"option image_column must be the name of a column, got {image_column!r}"
-            )
         self.parts = parse_template(template)
         self.missing = missing
         self.repeat = repeat
-        self.image_column = image_column
         self.profiles = read_profiles(profiles, sheet)
-        if image_column is not None:
-            self.profiles.require_column(image_column, "option image_column")
+        self.image_columns = self.profiles.image_columns(image_column)
         for _, column in self.parts:
             if column is not None:
                 self.profiles.require_column(column, f"the template {template!r}")
@@ -82,7 +76,7 @@ class TemplateGenerator:
         return self.profiles.prompt(row, self._fill(row), self._fields(row))
 
     def _fields(self, row: int) -> PromptFields:
-        return self.profiles.prompt_fields(row, image=self.image_column)
+        return self.profiles.prompt_fields(row, images=self.image_columns)
 
     def _fill(self, row: int) -> str:
         filled = []

@@ -33,6 +33,26 @@ def test_columns_by_option(write):
     assert (prompt.text, prompt.negative_text, prompt.seed) == ("a cat", "blurry", 5)
 
 
+@pytest.mark.parametrize("generator", ["table", "template"])
+def test_images_from_one_column_or_several(write, generator):
+    path = write("prompt,one,two\nx,a.png,b.png\ny,,c.png\nz,,\n")
+
+    def images(column):
+        options = {"image_column": column}
+        if generator == "template":
+            options["template"] = "{prompt}"
+        made = make_generator(generator, profiles=path, options=options)
+        return [made.generate_prompt(i).images for i in range(3)]
+
+    assert images(None) == images([]) == [(), (), ()]
+    assert images("two") == images(["two"]) == [("b.png",), ("c.png",), ()]
+    assert images(["two", "one"]) == [("b.png", "a.png"), ("c.png",), ()]
+    with pytest.raises(ProfileError, match="column 'three': no such column, but option image_c"):
+        images(["one", "three"])
+    with pytest.raises(ValueError, match="must be the name of a column, got 3 \\(a list of names"):
+        images(["one", 3])
+
+
 def test_adapters_by_name(write):
     path = write('prompt,loras\nx,ink\ny,\nz,"ink , pixel"\n')
     generator = make_generator("table", profiles=path)
