@@ -19,7 +19,7 @@ from zimage_core.tiny.caption_batches import CaptionBatch, CaptionBatches
 from zimage_core.tiny.optimizer import MovingAverage, MuonAdamW
 from zimage_core.tiny.parallel import Threads
 from zimage_core.tiny.state import learning_rate
-from zimage_core.tiny.text_training import split_text_parameters
+from zimage_core.tiny.text_training import split_encoder_parameters
 from zimage_core.transformer import Context, ZImageTransformer2DModel
 
 SHIFT = 3.0
@@ -150,7 +150,7 @@ class DitTrainer:
             for _ in range(threads.count)
         ]
         matrices, others = split_transformer_parameters(transformer)
-        text_matrices, text_others = split_text_parameters(text_encoder)
+        text_matrices, text_others = split_encoder_parameters(text_encoder)
         self.optimizer = MuonAdamW(
             [*matrices, *text_matrices], [*others, *text_others], threads, matrix_lr=lr, lr=lr
         )
@@ -167,7 +167,7 @@ class DitTrainer:
         batch = self.batches.next()
         x0 = (self.latents[batch.indices].float() - self.shift) * self.scale
         noise = torch.randn(x0.shape, generator=self.generator)
-        s = self._noise_levels(len(x0))
+        s = noise_levels(len(x0), self.generator)
         level = s[:, None, None, None]
         x = (1 - level) * x0 + level * noise
 
@@ -205,11 +205,12 @@ class DitTrainer:
             split[model][key] = value
         return split["transformer"], split["text_encoder"]
 
-    def _noise_levels(self, count: int) -> Tensor:
-        """One level for each of `count` equal parts of the range, in random order."""
-        u = (torch.arange(count) + torch.rand(count, generator=self.generator)) / count
-        u = u[torch.randperm(count, generator=self.generator)]
-        return SHIFT * u / (1 + (SHIFT - 1) * u)
+
+def noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """One level for each of `count` equal parts of the range, in random order."""
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    u = u[torch.randperm(count, generator=generator)]
+    return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
 def split_transformer_parameters(
@@ -245,9 +246,11 @@ def initialize_transformer(
             else:
                 bound = math.sqrt(6.0 / sum(parameter.shape))
                 parameter.uniform_(-bound, bound, generator=generator)
-    # It starts with a norm whose name does not say so.
-    for parameter in transformer.cap_embedder[0].parameters():
-        nn.init.ones_(parameter)
+    # They start with norms whose names do not say so.
+    for embedder in (transformer.cap_embedder, transformer.siglip_embedder):
+        if embedder is not None:
+            for parameter in embedder[0].parameters():
+                nn.init.ones_(parameter)
 
 
 def _open_gates(bias: Tensor) -> None:

@@ -80,7 +80,7 @@ class TextTrainer:
         self.text_encoder, self.batches, self.reader = text_encoder, batches, reader
         self.threads = threads
         self.classifier = AttributeClassifier(text_encoder.config.hidden_size)
-        matrices, others = split_text_parameters(text_encoder)
+        matrices, others = split_encoder_parameters(text_encoder)
         others += list(self.classifier.parameters())
         self.optimizer = MuonAdamW(matrices, others, threads, matrix_lr=2e-3, lr=2e-3)
 
@@ -113,11 +113,11 @@ class TextTrainer:
         }
 
 
-def split_text_parameters(text_encoder: TextEncoder) -> tuple[list[Tensor], list[Tensor]]:
-    """Projections, for Muon; embeddings and norms, for AdamW."""
+def split_encoder_parameters(encoder: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Projections, for Muon; embeddings, norms and biases, for AdamW."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
-    for name, parameter in text_encoder.named_parameters():
+    for name, parameter in encoder.named_parameters():
         inner = parameter.ndim == 2 and "embed" not in name
         (matrices if inner else others).append(parameter)
     return matrices, others
