@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jobs import bench as bench_command
+from jobs import gallery as gallery_command
 from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 from jobs.terminal import visible
@@ -121,6 +122,11 @@ def parser() -> argparse.ArgumentParser:
     way = export.add_mutually_exclusive_group()
     way.add_argument("--copy", action="store_true", help="copy the images; the default")
     way.add_argument("--link", action="store_true", help="make hard links, which take no space")
+
+    gallery = _command(
+        commands, "gallery", gallery_command.run, "the images as a page to look through"
+    )
+    gallery_command.add_arguments(gallery, _not_negative)
 
     generate = _command(commands, "generate", _generate, "make one picture, without a job")
     generate.add_argument("--model", required=True, type=Path, metavar="DIR")

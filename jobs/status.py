@@ -69,7 +69,7 @@ def status_report(uri: str) -> dict[str, Any]:
         "workers": _workers(ready),
         "failures_by_type": dict(Counter(f["error_type"] for f in failures)),
         "failures": failures,
-        "next": _next_command(output, uri, running=running, left=left),
+        "next": next_command(output, uri, running=running, left=left),
     }
 
 
@@ -161,7 +161,7 @@ def _workers(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(workers.values())
 
 
-def _next_command(output: Output, uri: str, *, running: bool, left: int) -> str | None:
+def next_command(output: Output, uri: str, *, running: bool, left: int) -> str | None:
     """The command to run next, or None where there is nothing to do."""
     if running:
         return None

@@ -72,8 +72,9 @@ def test_wheel_holds_every_module_and_every_shipped_file(names: list[str]) -> No
     for package in PACKAGES:
         modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / package).rglob("*.py")}
         assert modules | {f"{package}/py.typed"} <= set(names)
-    for path in (ROOT / "zimage_core" / "published").iterdir():
-        assert path.relative_to(ROOT).as_posix() in names
+    for folder in ("zimage_core/published", "jobs/gallery_page"):
+        for path in (ROOT / folder).iterdir():
+            assert path.relative_to(ROOT).as_posix() in names
     shipped = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "jobs").glob("*.yaml")]
     shipped += [path for path in (ROOT / "data").rglob("*") if path.is_file()]
     for path in shipped:
