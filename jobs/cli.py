@@ -172,6 +172,12 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--init-image", type=Path, metavar="FILE", help="a picture to start from")
     generate.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="white where --init-image is made anew, black where it is kept",
+    )
+    generate.add_argument(
         "--strength",
         type=float,
         metavar="SHARE",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STRENGTH = 0.6
 _SIDE = 1024
+_LATENT_PIXELS = PIXEL_MULTIPLE // 2  # latents are cut into patches of two by two
 _SUFFIXES: dict[str, dict[str, Any]] = {
     ".png": {},
     ".jpg": {"quality": 95},
@@ -51,7 +52,7 @@ def generate_file(args: argparse.Namespace) -> int:
             "allowed: 'none', or no --lora"
         )
     pictures, (args.height, args.width) = _pictures(args)
-    start = _start(args)
+    start, mask = _start(args), _mask(args)
     _check_cache(args)
     if not args.model.is_dir():
         raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
@@ -102,6 +103,7 @@ def generate_file(args: argparse.Namespace) -> int:
             guidance_scale=args.guidance,
             generator=torch.Generator("cpu").manual_seed(args.seed),
             image=start,
+            mask_image=mask,
             images=pictures or None,
             strength=_STRENGTH if args.strength is None else args.strength,
             cache=args.cache,
@@ -180,13 +182,47 @@ def _start(args: argparse.Namespace) -> Image | None:
         image = read_image(args.init_image).decode()
     except ImageFileError as error:
         raise InputError(f"--init-image: {error}") from error
+    _note_stretched(args.init_image, image, args)
+    return image
+
+
+def _mask(args: argparse.Namespace) -> Image | None:
+    """The picture of `--mask`, read before a model is loaded."""
+    if args.mask is None:
+        return None
+    from zimage_core.image_files import ImageFileError, read_image
+    from zimage_core.inpainting import check_inpainting, from_input, opaque, to_latent_size
+
+    if args.init_image is None:
+        raise InputError(f"--mask: {args.mask}: no --init-image is given, to which it belongs")
+    try:
+        check_inpainting(has_image=True, cache=args.cache)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+    try:
+        mask = read_image(args.mask).decode(opaque)
+    except ImageFileError as error:
+        raise InputError(f"--mask: {error}") from error
+    white = from_input(mask, height=args.height, width=args.width)
+    if not to_latent_size(white, _LATENT_PIXELS).any():
+        reason = "black everywhere"
+        if white.any():
+            reason = f"no white area of {_LATENT_PIXELS} x {_LATENT_PIXELS} pixels"
+        raise InputError(
+            f"--mask: {args.mask}: {reason} at {args.width}x{args.height}: nothing would be made "
+            "anew; allowed: white where the picture is to change"
+        )
+    _note_stretched(args.mask, mask, args)
+    return mask
+
+
+def _note_stretched(file: Path, image: Image, args: argparse.Namespace) -> None:
     if image.width * args.height != image.height * args.width:
         print(
-            f"note: {args.init_image} is {image.width}x{image.height} and is stretched to "
+            f"note: {file} is {image.width}x{image.height} and is stretched to "
             f"{args.width}x{args.height}",
             file=sys.stderr,
         )
-    return image
 
 
 def _check_cache(args: argparse.Namespace) -> None:
