@@ -15,9 +15,10 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes run the tests, a file stays in one, and so do all that start Ray."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Where several processes run the tests, a file stays in one, and so do all that start Ray.
+
+    Here and not when all are collected, since xdist reads the groups before a conftest is asked.
+    """
+    group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+    item.add_marker(pytest.mark.xdist_group(group))
