@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs import bench as bench_command
 from jobs import gallery as gallery_command
+from jobs import init_job as init_command
 from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 from jobs.terminal import visible
@@ -51,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"zimage {version('zimage-batch')}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    init = _command(commands, "init", init_command.run, "draft a job file for a table")
+    init_command.add_arguments(init)
 
     run = _command(commands, "run", _run, "run a job, or resume it")
     _job_arguments(run)

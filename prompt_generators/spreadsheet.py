@@ -17,6 +17,7 @@ from pathlib import Path
 from prompt_generators.base import INT64_MAX, ProfileError, Scalar
 from prompt_generators.grid import MAX_CELL, MAX_CELLS, MAX_COLUMNS, MAX_FILE_BYTES, Grid
 from prompt_generators.workbook import read_workbook
+from prompt_generators.workbook import sheet_names as workbook_sheets
 
 EXTENSIONS = (".csv", ".xlsx")
 
@@ -34,6 +35,37 @@ def read_grid(path: Path, sheet: str | None = None) -> tuple[Grid, str | None]:
     Raises:
         ProfileError: the file cannot be read as what its extension says.
     """
+    try:
+        _check_file(path)
+        if path.suffix.lower() == ".xlsx":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of openpyxl's, about styles and extensions
+                return read_workbook(path, sheet)
+        if sheet is not None:
+            raise ProfileError("a CSV file has no sheets", path=path, value=sheet, allowed="null")
+        return _read_csv(path), None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def sheet_names(path: Path) -> list[str]:
+    """Names of an XLSX file's sheets in its order; none for CSV.
+
+    Raises:
+        ProfileError: the file cannot be read as what its extension says.
+    """
+    try:
+        _check_file(path)
+        if path.suffix.lower() == ".csv":
+            return []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return workbook_sheets(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_file(path: Path) -> None:
     extension = path.suffix.lower()
     if extension not in EXTENSIONS:
         raise ProfileError(
@@ -42,13 +74,6 @@ def read_grid(path: Path, sheet: str | None = None) -> tuple[Grid, str | None]:
             value=path.suffix,
             allowed=f"{' or '.join(EXTENSIONS)}; save older formats as .xlsx",
         )
-    try:
-        return _read(path, sheet)
-    except OSError as error:
-        raise ProfileError(f"cannot be read: {error.strerror or error}", path=path) from error
-
-
-def _read(path: Path, sheet: str | None) -> tuple[Grid, str | None]:
     if not path.is_file():
         problem = "is a pipe or device, not a file" if path.exists() else "no such file"
         raise ProfileError("is a folder, not a file" if path.is_dir() else problem, path=path)
@@ -57,13 +82,10 @@ def _read(path: Path, sheet: str | None) -> tuple[Grid, str | None]:
         raise ProfileError(
             f"the file has {size:,} bytes", path=path, allowed=f"up to {MAX_FILE_BYTES:,}"
         )
-    if path.suffix.lower() == ".xlsx":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of openpyxl's, about styles and extensions
-            return read_workbook(path, sheet)
-    if sheet is not None:
-        raise ProfileError("a CSV file has no sheets", path=path, value=sheet, allowed="null")
-    return _read_csv(path), None
+
+
+def _unreadable(path: Path, error: OSError) -> ProfileError:
+    return ProfileError(f"cannot be read: {error.strerror or error}", path=path)
 
 
 def _read_csv(path: Path) -> Grid:

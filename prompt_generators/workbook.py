@@ -12,6 +12,7 @@ import math
 import mmap
 import zipfile
 from pathlib import Path
+from typing import Any
 from xml.parsers import expat
 
 from prompt_generators.base import INT64_MAX, ProfileError, Scalar
@@ -45,19 +46,9 @@ def read_workbook(path: Path, sheet: str | None) -> tuple[Grid, str]:
         ProfileError: the file is no workbook, is larger than what is allowed, has no such sheet,
             or a cell that cannot be used.
     """
-    _check_archive(path)
-    import openpyxl
-
+    book = _open(path)
     try:
-        # data_only=False: a formula arrives as its text and is refused in `_cell`; the value that
-        # a spreadsheet program cached beside it may be stale.
-        book = openpyxl.load_workbook(path, read_only=True, data_only=False, keep_links=False)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    try:
-        sheets = {worksheet.title: worksheet for worksheet in book.worksheets}
-        if not sheets:
-            raise ProfileError("the workbook has no sheet with cells", path=path)
+        sheets = _sheets(path, book)
         name = next(iter(sheets)) if sheet is None else sheet
         if name not in sheets:
             raise ProfileError(
@@ -77,6 +68,35 @@ def read_workbook(path: Path, sheet: str | None) -> tuple[Grid, str]:
     finally:
         book.close()
     return _grid(path, name, raw), name
+
+
+def sheet_names(path: Path) -> list[str]:
+    """Names of a workbook's sheets in its order. Raises ProfileError, see `read_workbook`."""
+    book = _open(path)
+    try:
+        return list(_sheets(path, book))
+    finally:
+        book.close()
+
+
+def _open(path: Path) -> Any:
+    """The workbook, looked through and opened; nothing of its sheets is read yet."""
+    _check_archive(path)
+    import openpyxl
+
+    try:
+        # data_only=False: a formula arrives as its text and is refused in `_cell`; the value that
+        # a spreadsheet program cached beside it may be stale.
+        return openpyxl.load_workbook(path, read_only=True, data_only=False, keep_links=False)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _sheets(path: Path, book: Any) -> dict[str, Any]:
+    sheets = {worksheet.title: worksheet for worksheet in book.worksheets}
+    if not sheets:
+        raise ProfileError("the workbook has no sheet with cells", path=path)
+    return sheets
 
 
 def _rows(path: Path, sheet: str, worksheet: object) -> list[list[object]]:
