@@ -10,9 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 
-from jobs.batch_starts import BatchStarts, read_starts
+from jobs.batch_images import BatchImages
 from jobs.device import DeviceError, empty_cache, is_device_failure, is_out_of_memory
 from jobs.errors import ErrorType
 from jobs.executor import Lease, Result
@@ -29,31 +28,28 @@ class BatchMaker:
     """Makes batches on one device and hands their pixels to the writers.
 
     Args:
+        read: reads the images that samples are made from.
         generate: makes samples together; pixels of each, or why there are none.
         again: makes one sample alone in float32; None from it where the job is so anyway.
         images: writes them.
-        images_root: of the job's starting images.
-        on_step: called with every step of work.
         log: called with a line for the worker's log.
     """
 
     def __init__(
         self,
         *,
+        read: Callable[[Sequence[Sample]], BatchImages],
         generate: Callable[[list[Sample]], Sequence[Pixels | ImageFault]],
         again: Callable[[Sample], Pixels | ImageFault | None],
         images: ImageOutput,
-        images_root: Path | None,
-        on_step: Callable[[int], None],
         log: Callable[[str], None],
     ) -> None:
+        self._read = read
         self._generate = generate
         self._again = again
         self._images = images
-        self._images_root = images_root
-        self._on_step = on_step
         self._log = log
-        self.starts = BatchStarts()
+        self.inputs = BatchImages()
         self.singles = False  # each sample alone, where batches are not to be trusted
 
     def make(
@@ -67,12 +63,12 @@ class BatchMaker:
             DeviceError: the device failed in a way that only a new process mends.
         """
         first_mode: BatchMode = "single" if lease.isolate or self.singles else "planned"
-        self.starts = read_starts(batch, self._images_root, self._on_step)
+        self.inputs = self._read(batch)
         results: list[Pending] = [
             Made(index, lease.attempt, (index,), first_mode).failed("prompt_error", message)
-            for index, message in self.starts.faults.items()
+            for index, message in self.inputs.faults.items()
         ]
-        usable = [sample for sample in batch if sample.index not in self.starts.faults]
+        usable = [sample for sample in batch if sample.index not in self.inputs.faults]
         queue: deque[tuple[list[Sample], BatchMode]] = deque()
         if wanted.intersection(sample.index for sample in usable):
             queue.append((usable, first_mode))

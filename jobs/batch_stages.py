@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: encode, start, denoise, decode.
+"""What happens to a batch on the device: encode, add images, denoise, decode.
 
 In this order, one batch after the other; or, where the models take turns on a device that is too
 small for all of them (`model.offload: phase`), one stage after the other for all batches of a
@@ -16,14 +16,17 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from jobs.batch_starts import BatchStarts, read_starts
+from jobs.batch_images import BatchImages, read_images
 from jobs.config import SamplingConfig
 from jobs.device import empty_cache, is_device_failure, is_out_of_memory
+from jobs.edit_features import EditFeatures
 from jobs.image_faults import ImageFault, to_pixels
 from jobs.plan import Sample
 from jobs.text_features import TextFeatures
 from jobs.writers import Pixels
 from zimage_core import LoraSwitcher, ZImagePipeline
+from zimage_core.editing import Edit
+from zimage_core.entries import Condition
 from zimage_core.offload import compute_device, use
 from zimage_core.upcasting import in_float32
 
@@ -33,8 +36,8 @@ class Draft:
     """A batch between two stages."""
 
     samples: Sequence[Sample]
-    prompts: list[Tensor] = field(default_factory=list)
-    negatives: list[Tensor] | None = None
+    prompts: list[Condition] = field(default_factory=list)
+    negatives: list[Condition] | None = None
     generators: list[Generator] = field(default_factory=list)
     image_latents: Tensor | None = None
     latents: Tensor | None = None
@@ -57,7 +60,8 @@ class BatchStages:
         loras: the adapters of its transformer.
         scales: strength of each adapter, by name.
         sampling: the job's.
-        images_root: of the job's starting images.
+        images_root: of the images that prompts bring.
+        takes_pictures: whether they are edited; else one is started from.
         on_step: called with every step of work.
         log: called with a line for the worker's log.
     """
@@ -72,28 +76,36 @@ class BatchStages:
         images_root: Path | None,
         on_step: Callable[[int], None],
         log: Callable[[str], None],
+        takes_pictures: bool = False,
     ) -> None:
         self._pipeline = pipeline
         self._loras = loras
         self._scales = scales
         self._sampling = sampling
         self._features = TextFeatures(pipeline, sampling.max_sequence_length)
+        self._edits: EditFeatures | None = None
+        if takes_pictures:
+            self._edits = EditFeatures(pipeline, sampling.max_sequence_length)
         self._images_root = images_root
         self._on_step = on_step
         self._log = log
         self._denoised: dict[tuple[int, ...], Draft] = {}
 
-    def make(self, batch: Sequence[Sample], starts: BatchStarts) -> list[Pixels | ImageFault]:
+    def read(self, batch: Sequence[Sample]) -> BatchImages:
+        """What the samples of a batch are made from; of pictures what is not encoded already."""
+        return self._read(batch, anew=False)
+
+    def make(self, batch: Sequence[Sample], images: BatchImages) -> list[Pixels | ImageFault]:
         """Pixels uint8 (H, W, 3) of each sample of a batch, or why they are no image."""
         draft = self._denoised.pop(_indices(batch), None)
         if draft is None:
             draft = Draft(batch)
             self._encode(draft)
-            self._start(draft, starts)
+            self._add_images(draft, images)
             self._denoise(draft)
         return self._decode(draft)
 
-    def make_in_float32(self, sample: Sample, starts: BatchStarts) -> Pixels | ImageFault:
+    def make_in_float32(self, sample: Sample, images: BatchImages) -> Pixels | ImageFault:
         """Make a sample alone once more, in float32 where 16 bits may have been too few.
 
         First only decoding is done in float32, which needs little memory; and where the latents
@@ -106,7 +118,7 @@ class BatchStages:
         """
         draft = Draft([sample])
         self._encode(draft)
-        self._start(draft, starts)
+        self._add_images(draft, images)
         self._denoise(draft)
         assert draft.latents is not None
         models = self._pipeline
@@ -117,10 +129,12 @@ class BatchStages:
                 return image
         draft = Draft([sample])
         with in_float32(models.text_encoder):
-            self._encode_with(self._features.encode_anew, draft)
-        if sample.init_image is not None:
+            self._encode(draft, anew=True)
+        if sample.edits:
+            self._add_pictures(draft, self._read([sample], anew=True), anew=True)
+        elif sample.init_image is not None:
             with in_float32(models.vae):
-                self._start(draft, starts)
+                self._add_images(draft, images)
         with in_float32(models.transformer):  # its adapters are in it since the first time
             self._denoise(draft)
         with in_float32(models.vae):
@@ -148,7 +162,7 @@ class BatchStages:
         """
         self._denoised.clear()
         drafts = [Draft(batch) for batch in batches]
-        for stage in (self._encode, self._read_start, self._denoise):
+        for stage in (self._encode, self._read_and_add_images, self._denoise):
             for draft in list(drafts):
                 if stop():
                     return
@@ -169,30 +183,58 @@ class BatchStages:
                 if draft.latents is not None:
                     self._denoised[_indices(draft.samples)] = draft
 
-    def _encode(self, draft: Draft) -> None:
-        self._encode_with(self._features.encode, draft)
-
-    def _encode_with(self, encode: Callable[[Sequence[str]], list[Tensor]], draft: Draft) -> None:
+    def _encode(self, draft: Draft, *, anew: bool = False) -> None:
         batch = draft.samples
-        draft.prompts = encode([s.prompt for s in batch])
+        draft.prompts = self._encoded(draft, [s.prompt for s in batch], anew)
         if self._sampling.guidance_scale > 0:
-            draft.negatives = encode([s.negative_prompt for s in batch])
+            draft.negatives = self._encoded(draft, [s.negative_prompt for s in batch], anew)
         # A generator draws the latents of an image to start from, and the noise after them.
         draft.generators = [torch.Generator("cpu").manual_seed(s.seed) for s in batch]
         self._on_step(0)
 
-    def _read_start(self, draft: Draft) -> None:
-        if draft.samples[0].init_image is None:
-            return
-        starts = read_starts(draft.samples, self._images_root, self._on_step)
-        if starts.faults:  # a smaller batch then, which only `make` can see to
-            raise ValueError("; ".join(starts.faults.values()))
-        self._start(draft, starts)
+    def _encoded(self, draft: Draft, texts: Sequence[str], anew: bool) -> list[Condition]:
+        if self._edits is not None:
+            return list(self._edits.texts(texts, draft.samples, anew=anew))
+        encode = self._features.encode_anew if anew else self._features.encode
+        return list(encode(texts))
 
-    def _start(self, draft: Draft, starts: BatchStarts) -> None:
-        images = starts.of(draft.samples)
-        if images is not None:
-            draft.image_latents = self._pipeline.encode_image(images, draft.generators)
+    def _read(self, batch: Sequence[Sample], *, anew: bool) -> BatchImages:
+        edits = None if anew else self._edits
+        return read_images(
+            batch,
+            self._images_root,
+            self._on_step,
+            multiple=self._pipeline.size_multiple,
+            encoded=lambda key: None if edits is None else edits.encoded(key),
+        )
+
+    def _read_and_add_images(self, draft: Draft) -> None:
+        if not any(sample.images for sample in draft.samples):
+            return
+        images = self.read(draft.samples)
+        if images.faults:  # a smaller batch then, which only `make` can see to
+            raise ValueError("; ".join(images.faults.values()))
+        self._add_images(draft, images)
+
+    def _add_images(self, draft: Draft, images: BatchImages) -> None:
+        starts = images.starts_of(draft.samples)
+        if starts is not None:
+            draft.image_latents = self._pipeline.encode_image(starts, draft.generators)
+        self._add_pictures(draft, images)
+
+    def _add_pictures(self, draft: Draft, images: BatchImages, *, anew: bool = False) -> None:
+        """Give a draft's texts the pictures that they are about; so its negative ones."""
+        if self._edits is None or not any(sample.pictures for sample in draft.samples):
+            return
+        add = self._edits.with_pictures_in_float32 if anew else self._edits.with_pictures
+        conditions = [*draft.prompts, *(draft.negatives or ())]
+        edits = [condition for condition in conditions if isinstance(condition, Edit)]
+        samples = [*draft.samples] * (len(edits) // len(draft.samples))
+        whole = add(edits, samples, images)
+        draft.prompts = [*whole[: len(draft.prompts)]]
+        if draft.negatives is not None:
+            draft.negatives = [*whole[len(draft.prompts) :]]
+        self._on_step(0)
 
     def _denoise(self, draft: Draft) -> None:
         first, sampling = draft.samples[0], self._sampling
@@ -233,7 +275,7 @@ def _indices(batch: Sequence[Sample]) -> tuple[int, ...]:
     return tuple(sample.index for sample in batch)
 
 
-def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Equal prompts share one tensor, and go on doing so."""
-    moved = {id(tensor): tensor.cpu() for tensor in tensors}
-    return [moved[id(tensor)] for tensor in tensors]
+def _to_host(conditions: Sequence[Condition]) -> list[Condition]:
+    """Equal prompts share one tensor, and go on doing so. Edits are there already."""
+    moved = {id(c): c if isinstance(c, Edit) else c.cpu() for c in conditions}
+    return [moved[id(condition)] for condition in conditions]

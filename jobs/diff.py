@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.checkpoint_kind import takes_pictures_here
 from jobs.config import JobConfig
 from jobs.errors import EXIT_OK, ModelError
 from jobs.fingerprint import adapter_fingerprint, node_fingerprint
+from jobs.input_images import image_role
 from jobs.plan import PromptError, Sample, job_generator, make_sample, num_prompts
 from jobs.progress_bar import ProgressBar
 from jobs.quantities import counted, index_ranges
@@ -80,6 +82,7 @@ def compare_jobs(before: JobConfig, now: JobConfig) -> JobDiff:
     found = JobDiff(of_all, of_files, refused)
     old_generator, new_generator = job_generator(before), job_generator(now)
     old, new = _indices(before, old_generator), _indices(now, new_generator)
+    kinds = takes_pictures_here(before), takes_pictures_here(now)
     common = range(max(old.start, new.start), min(old.stop, new.stop))
     found.common = len(common)
     found.new = _without(new, old)
@@ -88,8 +91,8 @@ def compare_jobs(before: JobConfig, now: JobConfig) -> JobDiff:
     with ProgressBar("comparing", len(common), "sample") as bar:
         for index in common:
             words = _sample_words(
-                _sample(before, old_generator, index),
-                _sample(now, new_generator, index),
+                _sample(before, old_generator, index, kinds[0]),
+                _sample(now, new_generator, index, kinds[1]),
                 adapters,
                 strength=(before.sampling.strength, now.sampling.strength),
             )
@@ -212,11 +215,11 @@ def _indices(config: JobConfig, generator: PromptGenerator) -> range:
     return range(start, start + num_prompts(config, generator) * per)
 
 
-def _sample(config: JobConfig, generator: PromptGenerator, index: int) -> Sample | PromptError:
+def _sample(
+    config: JobConfig, generator: PromptGenerator, index: int, takes_pictures: bool | None
+) -> Sample | PromptError:
     try:
-        return make_sample(
-            generator, index, config.sampling, config.model.loras, config.prompts.images_root
-        )
+        return make_sample(config, generator, index, takes_pictures=takes_pictures)
     except PromptError as error:
         return error
 
@@ -236,12 +239,13 @@ def _sample_words(
     words = {key: _change(value, now[key]) for key, value in before.items() if value != now[key]}
     for name in set(old.loras) & set(new.loras) & adapters.keys():
         words.setdefault("loras", adapters[name])
-    hashes = [sample.init_image and sample.init_image.sha256 for sample in (old, new)]
+    hashes = [[image.sha256 for image in sample.images] for sample in (old, new)]
     if hashes[0] != hashes[1]:
-        names = [sample.init_image and sample.init_image.name for sample in (old, new)]
+        names = [", ".join(image.name for image in s.images) or None for s in (old, new)]
         content = " (another content)" if names[0] == names[1] else ""
-        words["starting image"] = f"{names[0]!r} -> {names[1]!r}{content}"
-    elif hashes[0] is not None and strength[0] != strength[1]:
+        word = image_role(new.edits or old.edits).word
+        words[word] = f"{names[0]!r} -> {names[1]!r}{content}"
+    elif new.init_image is not None and strength[0] != strength[1]:
         words["strength"] = f"{strength[0]:g} -> {strength[1]:g}"
     return words
 

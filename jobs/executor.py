@@ -52,6 +52,8 @@ class Settings:
 
     Args:
         loras: content hashes of the adapters that the job declares, by name.
+        takes_pictures: whether the checkpoint edits the images of prompts, else one is started
+            from.
     """
 
     device_type: str
@@ -64,6 +66,7 @@ class Settings:
     model: str
     model_fingerprint: str
     loras: dict[str, str] = field(default_factory=dict)
+    takes_pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,10 @@ class Executor(Protocol):
 
     def fingerprint(self) -> str:
         """Content hash of the weights as a worker sees them. Raises ModelError, InputError."""
+        ...
+
+    def takes_pictures(self) -> bool:
+        """Whether the checkpoint edits the images of prompts. Raises as `fingerprint`."""
         ...
 
     def memory_needed(self) -> Mapping[str, int]:

@@ -40,12 +40,14 @@ def plan_lease(
     generator: PromptGenerator,
     caption_lengths: Callable[[Sequence[str], int], Sequence[int]],
     batch_size: int,
+    takes_pictures: bool,
     on_sample: Callable[[int], None],
 ) -> LeasePlan:
     """Ask the generator for the samples of a lease's shard and group them.
 
     Args:
         caption_lengths: tokens of each prompt, cut to `sampling.max_sequence_length`.
+        takes_pictures: whether the checkpoint edits the images of prompts.
         on_sample: called with each index before its prompt is asked for.
     """
     indices = lease.wanted if lease.isolate else range(lease.shard.start, lease.shard.stop)
@@ -55,15 +57,7 @@ def plan_lease(
     for index in indices:
         on_sample(index)
         try:
-            samples.append(
-                make_sample(
-                    generator,
-                    index,
-                    config.sampling,
-                    config.model.loras,
-                    config.prompts.images_root,
-                )
-            )
+            samples.append(make_sample(config, generator, index, takes_pictures=takes_pictures))
         except PromptError as error:
             made = Made(index, lease.attempt, (index,), "planned")
             failures[index] = made.failed("prompt_error", str(error))

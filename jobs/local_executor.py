@@ -57,6 +57,10 @@ class LocalExecutor:
         """See `Executor.fingerprint`."""
         return self._worker.fingerprint()
 
+    def takes_pictures(self) -> bool:
+        """See `Executor.takes_pictures`."""
+        return self._worker.takes_pictures()
+
     def memory_needed(self) -> Mapping[str, int]:
         """See `Executor.memory_needed`."""
         return self._worker.memory_needed()

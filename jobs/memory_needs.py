@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.checkpoint_kind import takes_pictures
 from jobs.config import JobConfig
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ _GIB = 1024**3
 def job_memory(config: JobConfig, folder: Path, *, dtype: str, batch_size: int) -> dict[str, int]:
     """Bytes that should be free on a GPU for a job, for each way of offloading.
 
-    Prompts are taken to be as long as they may, and images to have the job's own size.
+    Prompts are taken to be as long as they may, images to have the job's own size, and pictures to
+    edit to be as large as they are encoded at most, so many for each prompt as the option
+    `image_column` names columns; one where another generator may bring some.
 
     Args:
         folder: where the checkpoint is on this node.
@@ -32,6 +35,8 @@ def job_memory(config: JobConfig, folder: Path, *, dtype: str, batch_size: int) 
         ValueError: the model cannot make images of that size.
     """
     sampling = config.sampling
+    num_images = _images_per_prompt(config)
+    edits = num_images > 0 and takes_pictures(folder, config.model.transformer)
     return image_memory(
         memory_model(folder, config.model.parts, dtype, config.model.quantization),
         height=sampling.height,
@@ -40,8 +45,17 @@ def job_memory(config: JobConfig, folder: Path, *, dtype: str, batch_size: int) 
         guided=sampling.guidance_scale > 0,
         caption_tokens=sampling.max_sequence_length,
         num_steps=sampling.num_inference_steps,
-        from_image=config.prompts.images_root is not None,
+        from_image=num_images > 0 and not edits,
+        num_pictures=num_images if edits else 0,
     )
+
+
+def _images_per_prompt(config: JobConfig) -> int:
+    """How many images a prompt may bring; 1 where only its generator knows."""
+    if config.prompts.images_root is None:
+        return 0
+    columns = config.prompts.options.get("image_column")
+    return len(columns) if isinstance(columns, list) and columns else 1
 
 
 def image_memory(model: MemoryModel, *, caption_tokens: int = 512, **work: Any) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from jobs.checkpoint_kind import takes_pictures
 from jobs.config import JobConfig
 from jobs.device import device_type
 from jobs.errors import InputError, ModelError
@@ -67,6 +68,18 @@ class PipelineLoader:
             ModelError: they cannot be read.
         """
         return self._fingerprint(self.weights())
+
+    def takes_pictures(self) -> bool:
+        """Whether the checkpoint edits the images of prompts.
+
+        Raises:
+            ModelError: its configuration cannot be read.
+        """
+        model = self.config.model
+        try:
+            return takes_pictures(self.weights(), model.transformer)
+        except (ValueError, OSError) as error:
+            raise ModelError(f"{model.key_of(str(error))}: {error}") from error
 
     def memory_needed(self) -> dict[str, int]:
         """Bytes that should be free on the device for this job, for each way of offloading.

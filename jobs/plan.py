@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.config import JobConfig, SamplingConfig, pixels_fault
+from jobs.config import JobConfig, pixels_fault
 from jobs.errors import InputError
-from jobs.init_images import HASH_KEY, InitImage, find_image
+from jobs.input_images import InputImage, check_use, find_images, image_role
 from prompt_generators import (
     ProfileError,
     PromptGenerator,
@@ -68,7 +68,12 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image to make."""
+    """One image to make.
+
+    Args:
+        images: that it is made from, in order.
+        edits: whether they are edited; else there is at most one, which it starts from.
+    """
 
     index: int
     prompt_index: int
@@ -78,8 +83,19 @@ class Sample:
     width: int
     height: int
     loras: tuple[str, ...] = ()
-    init_image: InitImage | None = None
+    images: tuple[InputImage, ...] = ()
+    edits: bool = False
     metadata: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def init_image(self) -> InputImage | None:
+        """The image that it starts from."""
+        return self.images[0] if self.images and not self.edits else None
+
+    @property
+    def pictures(self) -> tuple[InputImage, ...]:
+        """The pictures that are edited."""
+        return self.images if self.edits else ()
 
 
 @dataclass(frozen=True)
@@ -198,21 +214,22 @@ def num_prompts(config: JobConfig, generator: PromptGenerator) -> int:
 
 
 def make_sample(
-    generator: PromptGenerator,
-    index: int,
-    sampling: SamplingConfig,
-    loras: Mapping[str, object],
-    images_root: Path | None = None,
+    config: JobConfig, generator: PromptGenerator, index: int, *, takes_pictures: bool | None
 ) -> Sample:
     """Sample `index` from the prompt `index // images_per_prompt`.
 
-    A starting image is looked for below `images_root` and hashed, but not decoded.
+    Images are looked for below `prompts.images_root` and hashed, but not decoded.
+
+    Args:
+        takes_pictures: whether the checkpoint edits images; else one is started from. None where
+            that is not known: one image is then taken to be started from, several to be edited.
 
     Raises:
         PromptError: the generator raised, gave something that is no prompt, a size that is not
             divisible by 16, a LoRA twice or one that the job does not declare, or an image that
-            is not there, cannot be used, or is one of several.
+            is not there or cannot be used.
     """
+    sampling, loras = config.sampling, config.model.loras
     prompt_index, k = divmod(index, sampling.images_per_prompt)
     try:
         prompt = prompt_at(generator, prompt_index)
@@ -220,18 +237,6 @@ def make_sample(
         raise PromptError(
             f"generate_prompt({prompt_index}) raised {type(error).__name__}: {error}"
         ) from error
-    try:
-        init_image = find_image(images_root, tuple(prompt.images))
-    except ImageFileError as error:
-        raise PromptError(f"generate_prompt({prompt_index}): images: {error}") from error
-    metadata: dict[str, object] = dict(prompt.metadata)
-    added = {} if init_image is None else init_image.metadata
-    for key in sorted({HASH_KEY, *added} & metadata.keys()):
-        if metadata[key] != added.get(key):
-            raise PromptError(
-                f"generate_prompt({prompt_index}): metadata {key!r} is {metadata[key]!r}; allowed: "
-                "another name, since this one is kept for the starting image"
-            )
     for name in prompt.loras:
         if name not in loras:
             raise PromptError(
@@ -246,6 +251,21 @@ def make_sample(
         fault = pixels_fault(value)
         if fault is not None:
             raise PromptError(f"generate_prompt({prompt_index}): {side} {value}: {fault}")
+    try:
+        images = find_images(config.prompts.images_root, prompt.images)
+        edits = len(images) > 1 if takes_pictures is None else takes_pictures
+        check_use(images, edits, width * height)
+    except ImageFileError as error:
+        raise PromptError(f"generate_prompt({prompt_index}): images: {error}") from error
+    role = image_role(edits)
+    metadata: dict[str, object] = dict(prompt.metadata)
+    added = role.metadata(images)
+    for key in sorted({role.hash_key, *added} & metadata.keys()):
+        if metadata[key] != added.get(key):
+            raise PromptError(
+                f"generate_prompt({prompt_index}): metadata {key!r} is {metadata[key]!r}; allowed: "
+                f"another name, since this one is kept for the {role.word}"
+            )
     seed = sampling.seed + index if prompt.seed is None else prompt.seed + k
     negative = prompt.negative_text
     return Sample(
@@ -257,7 +277,8 @@ def make_sample(
         width=width,
         height=height,
         loras=tuple(sorted(prompt.loras)),  # their order has no part in the image
-        init_image=init_image,
+        images=images,
+        edits=edits,
         metadata=metadata | added,
     )
 
@@ -265,8 +286,8 @@ def make_sample(
 def plan_batches(
     samples: Sequence[Sample], caption_lengths: Sequence[int], batch_size: int
 ) -> list[list[Sample]]:
-    """The batches of a shard: samples alike in size, caption bucket, loras and in whether they
-    start from an image, in index order.
+    """The batches of a shard: samples alike in size, caption bucket, loras, in whether they start
+    from an image and in the sizes of the pictures that they edit, in index order.
 
     A caption's bucket is its own length rounded up to a multiple of 32, the length that the
     transformer sees; a batch of one bucket needs no attention mask.
@@ -283,7 +304,8 @@ def plan_batches(
     for sample, length in zip(samples, caption_lengths, strict=True):
         bucket = -(-length // CAPTION_MULTIPLE)
         starts = sample.init_image is not None  # such samples skip the first steps
-        key = (sample.width, sample.height, bucket, sample.loras, starts)
+        pictures = tuple(p.sizes(sample.width * sample.height) for p in sample.pictures)
+        key = (sample.width, sample.height, bucket, sample.loras, starts, pictures)
         groups.setdefault(key, []).append(sample)
     batches = [
         group[i : i + batch_size]

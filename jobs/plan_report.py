@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.config import JobConfig
 from jobs.errors import EXIT_OK, InputError, ModelError, StorageError
-from jobs.plan import PromptError, make_sample
+from jobs.plan import PromptError, Sample, make_sample
 from jobs.preparation import Prepared, RunOptions, output_uri, prepare
 from jobs.quantities import counted, duration, file_size
 from jobs.record import check_weights
-from jobs.roofline import CARDS, PUBLISHED, denoising_flops
+from jobs.roofline import (
+    CAPTION_TOKENS,
+    CARDS,
+    PUBLISHED,
+    VISUAL_TOKENS,
+    denoising_flops,
+    latents_tokens,
+)
 from jobs.terminal import visible
 from zimage_core.step_cache import computed_steps
 from zimage_core.strength import first_step
@@ -52,6 +60,7 @@ def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[st
         * _BYTES_PER_PIXEL[config.output.format]
     )
     free = _free_bytes(prepared)
+    samples = _samples(prepared)
     return {
         "name": config.name,
         "output": output_uri(config, None),
@@ -66,8 +75,8 @@ def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[st
             "free_bytes": free,
             "enough": free is None or free >= bytes_expected,
         },
-        "time": _time(prepared, model, gpus, device),
-        "prompts": _prompts(prepared),
+        "time": _time(prepared, list(samples.values()), gpus, device),
+        "prompts": [_prompt(index, sample) for index, sample in samples.items()],
     }
 
 
@@ -106,8 +115,10 @@ def format_plan(report: dict[str, Any]) -> str:
     lines.append("  prompts")
     for prompt in report["prompts"]:
         loras = f"  [{', '.join(prompt['loras'])}]" if prompt.get("loras") else ""
-        start = f"  from {prompt['init_image']}" if prompt.get("init_image") else ""
-        words = f"{prompt.get('prompt') or prompt['error']}{loras}{start}"
+        images = f"  from {prompt['init_image']}" if prompt.get("init_image") else ""
+        if prompt.get("pictures"):
+            images = f"  edits {', '.join(prompt['pictures'])}"
+        words = f"{prompt.get('prompt') or prompt['error']}{loras}{images}"
         lines.append(f"    {prompt['index']:>6}  {words}")
     return "\n".join(lines)
 
@@ -167,55 +178,82 @@ def _loras(prepared: Prepared) -> list[dict[str, Any]]:
     ]
 
 
-def _prompts(prepared: Prepared) -> list[dict[str, Any]]:
-    config, plan = prepared.config, prepared.plan
-    prompts: list[dict[str, Any]] = []
+def _samples(prepared: Prepared) -> dict[int, Sample | PromptError]:
+    """The first samples by index, or what is wrong with their prompts."""
+    plan = prepared.plan
+    samples: dict[int, Sample | PromptError] = {}
     for index in range(plan.start, min(plan.stop, plan.start + _SHOWN_PROMPTS)):
         try:
-            sample = make_sample(
+            samples[index] = make_sample(
+                prepared.config,
                 prepared.generator,
                 index,
-                config.sampling,
-                config.model.loras,
-                config.prompts.images_root,
+                takes_pictures=prepared.takes_pictures,
             )
         except PromptError as error:
-            prompts.append({"index": index, "error": str(error)})
-            continue
-        prompts.append(
-            {
-                "index": index,
-                "prompt": sample.prompt,
-                "negative_prompt": sample.negative_prompt or None,
-                "seed": sample.seed,
-                "width": sample.width,
-                "height": sample.height,
-                "loras": list(sample.loras),
-                "init_image": sample.init_image and sample.init_image.name,
-            }
-        )
-    return prompts
+            samples[index] = error
+    return samples
+
+
+def _prompt(index: int, sample: Sample | PromptError) -> dict[str, Any]:
+    if isinstance(sample, PromptError):
+        return {"index": index, "error": str(sample)}
+    return {
+        "index": index,
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt or None,
+        "seed": sample.seed,
+        "width": sample.width,
+        "height": sample.height,
+        "loras": list(sample.loras),
+        "init_image": sample.init_image and sample.init_image.name,
+        "pictures": [picture.name for picture in sample.pictures],
+    }
 
 
 def _time(
-    prepared: Prepared, model: dict[str, Any], gpus: int | None, device: str | None
+    prepared: Prepared,
+    samples: Sequence[Sample | PromptError],
+    gpus: int | None,
+    device: str | None,
 ) -> dict[str, Any] | None:
-    """Expected seconds from floating-point operations alone, for the published 6B size."""
+    """Expected seconds from floating-point operations alone, for the published 6B size.
+
+    Every prompt is taken to start from an image where one may, and to edit as many pictures, of
+    such sizes, as the samples do.
+    """
     if device is None:
         return None
     sampling = prepared.config.sampling
+    pictures = [
+        picture.sizes(sample.width * sample.height).cropped
+        for sample in samples
+        if isinstance(sample, Sample)
+        for picture in sample.pictures
+    ]
     steps = sampling.num_inference_steps
-    if prepared.config.prompts.images_root is not None:
-        steps -= first_step(steps, sampling.strength)  # taken to be so for every prompt
+    starts = prepared.config.prompts.images_root is not None and not prepared.takes_pictures
+    if starts and not pictures:
+        steps -= first_step(steps, sampling.strength)
     guided = sampling.guidance_scale > 0
     steps = sum(computed_steps([guided] * steps, sampling.cache))
     forwards = steps * (2 if guided else 1)
     card = CARDS[device.lower()]
-    flops = denoising_flops(PUBLISHED, sampling.width, sampling.height, forwards)
+    share = 1 / max(1, sum(isinstance(sample, Sample) for sample in samples))
+    flops = denoising_flops(
+        PUBLISHED,
+        sampling.width,
+        sampling.height,
+        forwards,
+        caption=CAPTION_TOKENS + round(VISUAL_TOKENS * len(pictures) * share),
+        pictures=round(sum(latents_tokens(*size) for size in pictures) * share),
+    )
     # the decoder: 10.5 TFLOP at 1024 x 1024, linear in the pixels
     flops += 10.47e12 * sampling.width * sampling.height / 1024**2
-    if prepared.config.prompts.images_root is not None:
-        flops += 4.88e12 * sampling.width * sampling.height / 1024**2  # the encoder
+    encoded = sum(width * height for width, height in pictures) * share
+    if starts and not pictures:
+        encoded = sampling.width * sampling.height
+    flops += 4.88e12 * encoded / 1024**2  # the encoder
     seconds = flops / (card.peak * card.share)
     number = gpus or 1
     return {

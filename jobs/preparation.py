@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from jobs.checkpoint_kind import takes_pictures_here
 from jobs.commits import FOLDER, Listing
 from jobs.config import JobConfig
 from jobs.errors import FingerprintError, InputError
-from jobs.init_images import check_images
+from jobs.input_images import check_images, image_role
 from jobs.loras import DeclaredLora, declared_loras, lora_changes
 from jobs.plan import MAX_SEED, JobPlan, job_generator, new_plan, num_prompts
 from jobs.record import PATH, JobRecord, check_record, prompt_source, read_record
@@ -39,13 +40,19 @@ class RunOptions:
 
 @dataclass
 class Prepared:
-    """A job that was checked against its output, before any worker runs."""
+    """A job that was checked against its output, before any worker runs.
+
+    Args:
+        takes_pictures: whether the checkpoint edits the images of prompts; None where only a worker
+            knows.
+    """
 
     config: JobConfig
     generator: PromptGenerator
     storage: Storage
     record: JobRecord | None
     resume: Resume
+    takes_pictures: bool | None = False
     loras: Mapping[str, DeclaredLora] = field(default_factory=dict)
 
     @property
@@ -69,7 +76,8 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
         StorageError: the output cannot be read.
     """
     refuse_unavailable(config)
-    check_images(config)
+    takes_pictures = takes_pictures_here(config)
+    check_images(config, takes_pictures)
     generator = job_generator(config)
     sampling = config.sampling
     start = config.prompts.start * sampling.images_per_prompt
@@ -101,10 +109,12 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
         plan = record.plan.extended_to(stop, config.output.shard_size)
     resume = Resume(plan, listing)
     if record is not None:
+        takes_pictures = record.settings.takes_pictures  # as its rows were made, and will be
+        check_images(config, takes_pictures)
         resume.changed = _changes(config, generator, storage, record, resume, options)
     if options.retry_failed:
         resume.retry = retry_failed(plan, listing)
-    return Prepared(config, generator, storage, record, resume, loras)
+    return Prepared(config, generator, storage, record, resume, takes_pictures, loras)
 
 
 def _changes(
@@ -120,7 +130,10 @@ def _changes(
     with_images = config.prompts.images_root is not None  # that a file changed shows in no source
     if not source and not record.unaccepted and not with_images:
         return {}
-    changed = changed_samples(config, generator, resume.plan, resume.listing)
+    takes_pictures = record.settings.takes_pictures
+    changed = changed_samples(
+        config, generator, resume.plan, resume.listing, takes_pictures=takes_pictures
+    )
     if not changed or options.accept_changes:
         return changed
     of_images = any(concerns_image(words) for shard in changed.values() for words in shard.values())
@@ -128,7 +141,7 @@ def _changes(
     if record.unaccepted and not source and not of_images:
         return changed
     if of_images:
-        source = [*source, "starting images"]
+        source = [*source, f"{image_role(takes_pictures).word}s"]
     lines = [
         f"sample {index}: {'; '.join(words)}"
         for shard in sorted(changed)

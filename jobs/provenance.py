@@ -40,7 +40,7 @@ def changes_since(
     for before in dict.fromkeys(row["attention"] for row in rows):
         if before != settings.attention:
             changes.append(f"attention: the row says {before}, job.json {settings.attention}")
-    return changes + _prompt_changes(config, rows)
+    return changes + _prompt_changes(config, rows, settings.takes_pictures)
 
 
 def _version_changes(output: Output, record: JobRecord, attempts: set[str]) -> list[str]:
@@ -67,7 +67,7 @@ def _version_changes(output: Output, record: JobRecord, attempts: set[str]) -> l
     return list(changes)
 
 
-def _prompt_changes(config: JobConfig, rows: Iterable[Row]) -> list[str]:
+def _prompt_changes(config: JobConfig, rows: Iterable[Row], takes_pictures: bool) -> list[str]:
     """Where the job's prompts are others than the rows', from which the samples were made again."""
     if config.prompts.generator not in GENERATORS:
         return []  # code that an output of somebody else names is not run
@@ -78,13 +78,7 @@ def _prompt_changes(config: JobConfig, rows: Iterable[Row]) -> list[str]:
     changes = []
     for row in rows:
         try:
-            sample = make_sample(
-                generator,
-                row["index"],
-                config.sampling,
-                config.model.loras,
-                config.prompts.images_root,
-            )
+            sample = make_sample(config, generator, row["index"], takes_pictures=takes_pictures)
         except PromptError as error:
             changes.append(f"sample {row['index']}: {error}")
             continue

@@ -147,6 +147,10 @@ class RayExecutor:
         """See `Executor.fingerprint`; asks the worker that started first."""
         return str(self._ask("fingerprint"))
 
+    def takes_pictures(self) -> bool:
+        """See `Executor.takes_pictures`; asks the worker that started first."""
+        return bool(self._ask("takes_pictures"))
+
     def memory_needed(self) -> Mapping[str, int]:
         """See `Executor.memory_needed`; asks the worker that started first."""
         return dict(self._ask("memory_needed"))

@@ -51,6 +51,10 @@ class WorkerActor:
         """See `GenerationWorker.fingerprint`."""
         return self.worker.fingerprint()
 
+    def takes_pictures(self) -> bool:
+        """See `GenerationWorker.takes_pictures`."""
+        return self.worker.takes_pictures()
+
     def memory_needed(self) -> dict[str, int]:
         """See `GenerationWorker.memory_needed`."""
         return self.worker.memory_needed()

@@ -13,19 +13,23 @@ from typing import Any
 from jobs.commits import Listing, read_part
 from jobs.config import pixels_fault
 from jobs.errors import InputError, StorageError
-from jobs.init_images import HASH_KEY, NAME_KEY, InitImage
+from jobs.input_images import EDITED, STARTED_FROM, image_role
 from jobs.manifest import PROFILE_PREFIX
 from jobs.output import IMAGE_COLUMNS, Output
 from jobs.plan import JobPlan, Sample, Shard
 
-_NAME_COLUMN, _HASH_COLUMN = PROFILE_PREFIX + NAME_KEY, PROFILE_PREFIX + HASH_KEY
+_OF_IMAGES = [
+    PROFILE_PREFIX + key
+    for role in (STARTED_FROM, EDITED)
+    for key in (role.name_key, role.hash_key)
+]
 _COLUMNS = [
     *dict.fromkeys(
         (
             *("index", "prompt_index", "status", "prompt", "negative_prompt", "seed"),
             *("width", "height", "loras", "model_fingerprint", "dtype", "attention", "format"),
             *("pixels_sha256", "revision", "attempt", "batch", "batch_mode", "device"),
-            *("error_type", "error_message", _NAME_COLUMN, _HASH_COLUMN, *IMAGE_COLUMNS),
+            *("error_type", "error_message", *_OF_IMAGES, *IMAGE_COLUMNS),
         )
     )
 ]
@@ -127,7 +131,7 @@ def _sample(output: Output, row: Row) -> Sample:
             f"{output.storage.uri}: sample {row['index']}: {row['width']} x {row['height']} "
             f"pixels; allowed: up to {_MAX_PIXELS:,}"
         )
-    name, digest = row.get(_NAME_COLUMN), row.get(_HASH_COLUMN)
+    edits = output.record.settings.takes_pictures
     return Sample(
         index=row["index"],
         prompt_index=row["prompt_index"],
@@ -137,5 +141,6 @@ def _sample(output: Output, row: Row) -> Sample:
         width=row["width"],
         height=row["height"],
         loras=tuple(row["loras"].split(",")) if row["loras"] else (),
-        init_image=None if name is None or digest is None else InitImage(name, digest),
+        images=image_role(edits).recorded(row, PROFILE_PREFIX),
+        edits=edits,
     )

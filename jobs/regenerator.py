@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from jobs.batch_stages import BatchStages
-from jobs.batch_starts import read_starts
 from jobs.config import JobConfig
 from jobs.device import describe_device, is_out_of_memory
 from jobs.errors import InputError, ModelError
 from jobs.executor import Settings
 from jobs.fingerprint import adapter_fingerprint
 from jobs.image_faults import ImageFault
-from jobs.init_images import find_image
+from jobs.input_images import check_use, find_images, image_role
 from jobs.loras import load_loras
 from jobs.pipeline_loader import load_components
 from jobs.plan import Sample
@@ -46,6 +45,7 @@ class Regenerator:
         self.info = describe_device()
         self.changes: list[str] = []  # besides what was asked for
         self._root = config.prompts.images_root
+        self._role = image_role(settings.takes_pictures)
         if settings.device_type != self.info.device_type:
             settings = self._of_this_device(settings)
         self._dtype = settings.dtype
@@ -74,6 +74,7 @@ class Regenerator:
             scales={name: lora.scale for name, lora in used.items()},
             sampling=config.sampling,
             images_root=self._root,
+            takes_pictures=settings.takes_pictures,
             on_step=lambda _: None,
             log=lambda _: None,
         )
@@ -82,18 +83,18 @@ class Regenerator:
         """Make a batch as it was made; what came of the samples that are asked for.
 
         Raises:
-            InputError: an image that a sample starts from is gone or cannot be used.
+            InputError: an image that a sample is made from is gone or cannot be used.
             ModelError: the batch cannot be made here.
         """
-        samples = [self._with_start(sample) for sample in batch.samples]
-        starts = read_starts(samples, self._root, lambda _: None)
-        for index, fault in starts.faults.items():
-            raise InputError(f"sample {index}: starting image: {fault}")
+        samples = [self._with_images(sample) for sample in batch.samples]
+        images = self._stages.read(samples)
+        for index, fault in images.faults.items():
+            raise InputError(f"sample {index}: {self._role.word}: {fault}")
         try:
             if batch.dtype != self._dtype:  # its second try, see `BatchMaker`
-                made = [self._stages.make_in_float32(samples[0], starts)]
+                made = [self._stages.make_in_float32(samples[0], images)]
             else:
-                made = self._stages.make(samples, starts)
+                made = self._stages.make(samples, images)
         except Exception as error:
             indices = ", ".join(str(sample.index) for sample in samples)
             if is_out_of_memory(error):
@@ -104,22 +105,21 @@ class Regenerator:
         by_index = {sample.index: image for sample, image in zip(samples, made, strict=True)}
         return {index: by_index[index] for index in batch.rows}
 
-    def _with_start(self, sample: Sample) -> Sample:
-        """The sample with the image to start from as it is now, and a word where it changed."""
-        image = sample.init_image
-        if image is None:
-            return sample
+    def _with_images(self, sample: Sample) -> Sample:
+        """The sample with its images as they are now, and a word for each that changed."""
+        names = [image.name for image in sample.images]
         try:
-            now = find_image(self._root, (image.name,))
+            images = find_images(self._root, names)
+            check_use(images, sample.edits, sample.width * sample.height)
         except ImageFileError as error:
-            raise InputError(f"sample {sample.index}: starting image: {error}") from error
-        assert now is not None
-        if now.sha256 != image.sha256:
-            self.changes.append(
-                f"starting image {image.name} of sample {sample.index}: sha256 was {image.sha256}, "
-                f"now {now.sha256}"
-            )
-        return replace(sample, init_image=now)
+            raise InputError(f"sample {sample.index}: {self._role.word}: {error}") from error
+        for before, now in zip(sample.images, images, strict=True):
+            if now.sha256 != before.sha256:
+                self.changes.append(
+                    f"{self._role.word} {now.name} of sample {sample.index}: sha256 was "
+                    f"{before.sha256}, now {now.sha256}"
+                )
+        return replace(sample, images=images)
 
     def _of_this_device(self, settings: Settings) -> Settings:
         """Settings that any device can do: on another kind equal bytes are not promised anyway."""

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from jobs.commits import Listing, failed_indices, missing_indices
 from jobs.config import JobConfig
-from jobs.init_images import HASH_KEY, NAME_KEY
+from jobs.input_images import EDITED, STARTED_FROM, InputImage, image_role
 from jobs.manifest import PROFILE_PREFIX
 from jobs.plan import JobPlan, PromptError, Sample, Shard, lost_sample, make_sample
 from jobs.quantities import counted
@@ -18,8 +18,7 @@ from prompt_generators import PromptGenerator
 from zimage_core.image_files import ImageFileError
 
 _COMPARED = ("prompt", "negative_prompt", "seed", "width", "height", "loras")
-_NAME_COLUMN, _HASH_COLUMN = PROFILE_PREFIX + NAME_KEY, PROFILE_PREFIX + HASH_KEY
-_IMAGE_WORDS = "starting image: "
+_IMAGE_WORDS = (f"{STARTED_FROM.word}: ", f"{EDITED.word}: ")
 
 
 @dataclass
@@ -122,16 +121,27 @@ def retry_failed(plan: JobPlan, listing: Listing) -> dict[int, set[int]]:
 
 
 def changed_samples(
-    config: JobConfig, generator: PromptGenerator, plan: JobPlan, listing: Listing
+    config: JobConfig,
+    generator: PromptGenerator,
+    plan: JobPlan,
+    listing: Listing,
+    *,
+    takes_pictures: bool,
 ) -> dict[int, dict[int, list[str]]]:
-    """Committed samples that the job would now make from another prompt, seed, size or image."""
+    """Committed samples that the job would now make from another prompt, seed, size or images.
+
+    Args:
+        takes_pictures: whether the output's checkpoint edits the images of prompts.
+    """
     changed: dict[int, dict[int, list[str]]] = {}
-    columns = [*_COMPARED, "error_type", _NAME_COLUMN, _HASH_COLUMN]
+    role = image_role(takes_pictures)
+    columns = [*_COMPARED, "error_type"]
+    columns += [PROFILE_PREFIX + key for key in (role.name_key, role.hash_key)]
     tables = listing.current_tables(sorted(listing.parts), columns)
     if config.prompts.images_root is not None:  # all files are read: not done in a moment
         bar = tqdm(
             tables,
-            desc="comparing starting images",
+            desc=f"comparing {role.word}s",
             unit="shard",
             total=len(listing.parts),
             delay=1,
@@ -141,7 +151,7 @@ def changed_samples(
         tables = iter(bar)
     for shard_id, table in tables:
         for row in table.to_pylist():
-            differences = _differences(config, generator, row)
+            differences = _differences(config, generator, row, takes_pictures)
             if differences:
                 changed.setdefault(shard_id, {})[row["index"]] = differences
     return changed
@@ -160,34 +170,46 @@ def row_values(sample: Sample) -> dict[str, object]:
 
 
 def _differences(
-    config: JobConfig, generator: PromptGenerator, row: Mapping[str, object]
+    config: JobConfig,
+    generator: PromptGenerator,
+    row: Mapping[str, object],
+    takes_pictures: bool,
 ) -> list[str]:
-    index = row["index"]
+    role, index = image_role(takes_pictures), row["index"]
     assert isinstance(index, int)
     if row["error_type"] == "prompt_error":
         return []  # there was no sample: a generator that was mended since makes it when retried
     try:
-        sample = make_sample(
-            generator, index, config.sampling, config.model.loras, config.prompts.images_root
-        )
+        sample = make_sample(config, generator, index, takes_pictures=takes_pictures)
     except PromptError as error:
         of_image = isinstance(error.__cause__, ImageFileError)
-        return [f"{_IMAGE_WORDS}{error.__cause__}" if of_image else f"{error}"]
+        return [f"{role.word}: {error.__cause__}" if of_image else f"{error}"]
     if row["error_type"] in ("worker_died", "worker_stalled") and row["prompt"] == "":
         # the worker died before it could say what the prompt was
         sample = lost_sample(config, index)
     now = row_values(sample)
     words = [f"{key}: {row[key]!r} -> {now[key]!r}" for key in _COMPARED if row[key] != now[key]]
-    # By content: a file that only has another name gives the same image.
-    name, image = row[_NAME_COLUMN], sample.init_image
-    if row[_HASH_COLUMN] != (image and image.sha256):
-        if image is not None and name == image.name:
-            words.append(f"{_IMAGE_WORDS}{name}: the file's content is another one")
-        else:
-            words.append(f"{_IMAGE_WORDS}{name!r} -> {image and image.name!r}")
-    return words
+    return words + [
+        f"{role.word}: {change}"
+        for change in _image_changes(role.recorded(row, PROFILE_PREFIX), sample.images)
+    ]
+
+
+def _image_changes(before: Sequence[InputImage], now: Sequence[InputImage]) -> list[str]:
+    """By content: a file that only has another name gives the same image."""
+    if [image.sha256 for image in before] == [image.sha256 for image in now]:
+        return []
+    names = [[image.name for image in images] for images in (before, now)]
+    if names[0] == names[1]:
+        return [
+            f"{new.name}: the file's content is another one"
+            for old, new in zip(before, now, strict=True)
+            if old.sha256 != new.sha256
+        ]
+    shown = [", ".join(of_images) or None for of_images in names]
+    return [f"{shown[0]!r} -> {shown[1]!r}"]
 
 
 def concerns_image(words: Sequence[str]) -> bool:
-    """Whether a sample is another one because of its starting image."""
+    """Whether a sample is another one because of the images that it is made from."""
     return any(word.startswith(_IMAGE_WORDS) for word in words)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 CAPTION_TOKENS = 64
 """Assumed where an estimate needs a caption's length."""
 
+VISUAL_TOKENS = 256
+"""Of what is seen in a picture: as many as SigLIP 2's processor gives at most unless told."""
+
 _PIXELS_PER_TOKEN = 16  # along a side: 8 of the autoencoder, 2 of a patch
 _TOKEN_MULTIPLE = 32
 
@@ -75,7 +78,9 @@ class TransformerSize(NamedTuple):
             caption_dim=config.cap_feat_dim,
         )
 
-    def step_flops(self, width: int, height: int, caption: int = CAPTION_TOKENS) -> float:
+    def step_flops(
+        self, width: int, height: int, caption: int = CAPTION_TOKENS, pictures: int = 0
+    ) -> float:
         """Operations of one forward for one image: what is done again at every step.
 
         Matrix products and attention; a multiplication and an addition count as two. Norms and the
@@ -84,10 +89,11 @@ class TransformerSize(NamedTuple):
         Args:
             width: in pixels.
             height: in pixels.
-            caption: tokens of the prompt.
+            caption: tokens of the prompt, and of what is seen in pictures.
+            pictures: tokens of the latents of pictures to edit.
         """
-        patches = (width // _PIXELS_PER_TOKEN) * (height // _PIXELS_PER_TOKEN)
-        image = _padded(patches)
+        patches = latents_tokens(width, height)
+        image = _padded(patches) + _padded(pictures)
         embedding_and_projection = 2 * (2.0 * patches * self.patch_dim * self.dim)
         return (
             self._blocks(self.num_layers, image + _padded(caption))
@@ -113,10 +119,21 @@ PUBLISHED = TransformerSize(
 
 
 def denoising_flops(
-    size: TransformerSize, width: int, height: int, forwards: int, caption: int = CAPTION_TOKENS
+    size: TransformerSize,
+    width: int,
+    height: int,
+    forwards: int,
+    caption: int = CAPTION_TOKENS,
+    pictures: int = 0,
 ) -> float:
     """Operations of the transformer for one image, from its caption's features to its latents."""
-    return forwards * size.step_flops(width, height, caption) + size.caption_flops(caption)
+    step = size.step_flops(width, height, caption, pictures)
+    return forwards * step + size.caption_flops(caption)
+
+
+def latents_tokens(width: int, height: int) -> int:
+    """Tokens of the latents of an image of so many pixels, without padding."""
+    return (width // _PIXELS_PER_TOKEN) * (height // _PIXELS_PER_TOKEN)
 
 
 def _padded(tokens: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def _work(
     executor = stack.enter_context(_executor(config, options, storage, epoch, stop))
     info = executor.start()
     fingerprint = executor.fingerprint()
-    record = _fix_plan(prepared, options, info, fingerprint, epoch, executor.memory_needed)
+    record = _fix_plan(prepared, options, executor, info, fingerprint, epoch)
     report = ProgressReport(resume.num_to_make)
     listing = resume.listing
     scheduler = Scheduler(
@@ -146,10 +146,10 @@ def _work(
 def _fix_plan(
     prepared: Prepared,
     options: RunOptions,
+    executor: Executor,
     info: WorkerInfo,
     fingerprint: str,
     epoch: Epoch,
-    memory_needed: Callable[[], Mapping[str, int]],
 ) -> JobRecord:
     """Write job.json: the resolved job, or the old one with a further extent."""
     config, storage = prepared.config, prepared.storage
@@ -157,7 +157,15 @@ def _fix_plan(
     loras = {name: lora.fingerprint for name, lora in prepared.loras.items()}
     if record is None:
         num_samples = prepared.plan.num_samples
-        settings = resolve(config, info, fingerprint, loras, memory_needed, num_samples)
+        settings = resolve(
+            config,
+            info,
+            fingerprint,
+            loras,
+            executor.memory_needed,
+            num_samples,
+            executor.takes_pictures(),
+        )
         source = prompt_source(config)
         record = new_record(config, settings, source, prepared.plan, options.command)
     else:

@@ -32,6 +32,7 @@ def resolve(
     loras: Mapping[str, str],
     memory_needed: Callable[[], Mapping[str, int]],
     num_samples: int,
+    takes_pictures: bool = False,
 ) -> Settings:
     """Resolve every `auto`, from the job and the kind of device alone: never from their number.
 
@@ -40,6 +41,7 @@ def resolve(
         loras: fingerprints of the job's adapters, by name.
         memory_needed: `Executor.memory_needed`, asked only where it has a say.
         num_samples: of the plan as it is first made.
+        takes_pictures: `Executor.takes_pictures`.
 
     Raises:
         InputError: keys that do not go together on this device.
@@ -57,6 +59,7 @@ def resolve(
         model=_model_name(model),
         model_fingerprint=fingerprint,
         loras=dict(loras),
+        takes_pictures=takes_pictures,
     )
 
 

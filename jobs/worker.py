@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from jobs.batch_images import BatchImages
 from jobs.batch_maker import BatchMaker, Pending
 from jobs.batch_stages import BatchStages
 from jobs.canaries import CanaryReport
@@ -35,7 +36,7 @@ from jobs.executor import (
     WorkerSpec,
 )
 from jobs.image_faults import ImageFault
-from jobs.init_images import check_images
+from jobs.input_images import check_images
 from jobs.lease_plan import plan_lease
 from jobs.loras import load_loras
 from jobs.pipeline_loader import PipelineLoader
@@ -79,11 +80,10 @@ class GenerationWorker:
         self._claims = Claims()
         self._images = image_output(self.storage, self.config)
         self._maker = BatchMaker(
+            read=self._read,
             generate=lambda batch: self._generate(batch),
             again=self._generate_in_float32,
             images=self._images,
-            images_root=self.config.prompts.images_root,
-            on_step=self._tick,
             log=self.log.write,
         )
 
@@ -102,6 +102,10 @@ class GenerationWorker:
     def fingerprint(self) -> str:
         """Content hash of the weights; fetches them first where the job says from where."""
         return self._loader.fingerprint()
+
+    def takes_pictures(self) -> bool:
+        """Whether the checkpoint edits the images of prompts. Raises as `fingerprint`."""
+        return self._loader.takes_pictures()
 
     def memory_needed(self) -> dict[str, int]:
         """Bytes that should be free on the device for this job, for each way of offloading.
@@ -124,7 +128,7 @@ class GenerationWorker:
         started = time.perf_counter()
         self._settings = settings
         self._check_output()
-        check_images(self.config, node=socket.gethostname())
+        check_images(self.config, settings.takes_pictures, node=socket.gethostname())
         torch.set_num_threads(settings.threads_per_worker)
         self._pipeline = self._loader.load(settings)
         self._stages = BatchStages(
@@ -133,6 +137,7 @@ class GenerationWorker:
             scales={name: lora.scale for name, lora in self.config.model.loras.items()},
             sampling=self.config.sampling,
             images_root=self.config.prompts.images_root,
+            takes_pictures=settings.takes_pictures,
             on_step=self._tick,
             log=self.log.write,
         )
@@ -188,6 +193,7 @@ class GenerationWorker:
             generator=self._generator,
             caption_lengths=self._pipeline.caption_lengths,
             batch_size=self._settings.batch_size,
+            takes_pictures=self._settings.takes_pictures,
             on_sample=self._tick,
         )
         yield plan.message
@@ -246,17 +252,22 @@ class GenerationWorker:
                 raise DeviceError(str(error)) from error
             raise
 
+    def _read(self, batch: Sequence[Sample]) -> BatchImages:
+        """What samples are made from."""
+        assert self._stages is not None
+        return self._stages.read(batch)
+
     def _generate(self, batch: Sequence[Sample]) -> list[Pixels | ImageFault]:
         """Pixels uint8 (H, W, 3) of samples made together, or why they are no image."""
         assert self._stages is not None
-        return self._stages.make(batch, self._maker.starts)
+        return self._stages.make(batch, self._maker.inputs)
 
     def _generate_in_float32(self, sample: Sample) -> Pixels | ImageFault | None:
         """A sample made alone in float32; None where the job is in float32 anyway."""
         assert self._stages is not None and self._settings is not None
         if self._settings.dtype == "float32":
             return None
-        return self._stages.make_in_float32(sample, self._maker.starts)
+        return self._stages.make_in_float32(sample, self._maker.inputs)
 
     def _canary(self) -> CanaryReport:
         assert self._pipeline is not None

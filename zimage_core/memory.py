@@ -30,6 +30,7 @@ from zimage_core.entries import Condition
 from zimage_core.float16 import weights_dtype
 from zimage_core.live_bytes import FusedAttention, LiveBytes
 from zimage_core.offload import OFFLOAD_MODES, parameters_outside, streamed_blocks
+from zimage_core.patchify import TOKEN_MULTIPLE
 from zimage_core.pipeline import ZImagePipeline
 from zimage_core.quantization import int8_bytes, is_quantized
 from zimage_core.scheduler import FlowMatchEulerDiscreteScheduler
@@ -296,7 +297,8 @@ class MemoryModel:
         num, side = workload.num_pictures, isqrt(siglip.config.num_patches)
         shape = self._pipeline.latents_shape(1, *_encoded_size(workload))[1:]
         return Edit(
-            [text] * (num + 2),
+            # What is asked for is in one segment; the others are marks around pictures.
+            [text, *[text[:TOKEN_MULTIPLE]] * (num + 1)],
             [_empty(*shape, dtype=torch.float32)] * num,
             [_empty(side, side, siglip.config.hidden_size, dtype=siglip.dtype)] * num,
         )

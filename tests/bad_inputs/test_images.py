@@ -12,7 +12,7 @@ from bounds import Refuser, bounded
 from cli_calls import CHECKPOINT
 from PIL import Image
 
-from jobs.init_images import find_image
+from jobs.input_images import find_images
 from zimage_core.image_files import ImageFileError, read_image
 
 JOB = f"""
@@ -155,11 +155,11 @@ def hostile_names(folder: Path) -> dict[str, str]:
 def test_name(tmp_path: Path) -> None:
     for name, words in hostile_names(tmp_path).items():
         with bounded(tmp_path), pytest.raises(ImageFileError) as error:
-            find_image(tmp_path / "pics", (name,))
+            find_images(tmp_path / "pics", (name,))
         assert str(error.value).startswith(f"{name}: ")
         assert words in str(error.value)
     with pytest.raises(ImageFileError, match="allowed: a path relative to"):
-        find_image(tmp_path / "pics", ("a\0.png",))
+        find_images(tmp_path / "pics", ("a\0.png",))
 
 
 def test_each_is_one_failed_row(refuse: Refuser) -> None:

@@ -11,7 +11,7 @@ import torch
 from cli_calls import CommandLine
 from PIL import Image
 
-from jobs.init_images import InitImage, decode_image, find_image
+from jobs.input_images import InputImage, decode_image, find_images
 from jobs.job_file import read_job
 from jobs.plan import Sample, plan_batches
 from jobs.submission import lost_on_the_way
@@ -283,7 +283,7 @@ def test_a_template_starts_from_images(job: CommandLine) -> None:
 OWN = {
     "several": (
         "return Prompt('x', images=['a.png', 'c.png'])",
-        "a.png, c.png: 2 images, which is",
+        "a.png, c.png: 2 images, but the checkpoint takes none to edit; allowed: one to start",
     ),
     "kept name": (
         "return Prompt('x', images=['a.png'], metadata={'init_image': 'b'})",
@@ -312,9 +312,9 @@ def test_what_a_generator_of_your_own_may_say(job: CommandLine, case: str) -> No
 
 
 def test_samples_with_an_image_batch_among_themselves() -> None:
-    image = InitImage("a.png", "0" * 64)
+    image = InputImage("a.png", "0" * 64)
     samples = [
-        Sample(i, i, "x", "", i, 16, 16, init_image=image if i in (1, 2, 5) else None)
+        Sample(i, i, "x", "", i, 16, 16, images=(image,) if i in (1, 2, 5) else ())
         for i in range(6)
     ]
     batches = plan_batches(samples, [10] * 6, 2)
@@ -323,17 +323,15 @@ def test_samples_with_an_image_batch_among_themselves() -> None:
 
 def test_a_file_is_hashed_again_only_where_it_changed(job: CommandLine) -> None:
     pics = job.folder / "pics"
-    first = find_image(pics, ("a.png",))
-    assert first is not None
-    assert find_image(pics, ("a.png",)) == first
+    (first,) = find_images(pics, ("a.png",))
+    assert find_images(pics, ("a.png",)) == (first,)
     assert decode_image(pics, first).size == (48, 32)
     shutil.copy(pics / "c.png", pics / "a.png")
-    second = find_image(pics, ("a.png",))
-    assert second is not None
+    (second,) = find_images(pics, ("a.png",))
     assert second.sha256 != first.sha256
     with pytest.raises(ImageFileError, match=r"a\.png: changed while the job ran"):
         decode_image(pics, first)
-    assert find_image(None, ()) is None
+    assert find_images(None, ()) == ()
 
 
 def test_images_must_survive_the_trip_to_a_cluster(job: CommandLine, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 from cli_calls import CHECKPOINT, CommandLine
 from torch import Tensor
 
+from jobs.batch_images import BatchImages
 from jobs.batch_stages import BatchStages
-from jobs.batch_starts import BatchStarts
 from jobs.config import SamplingConfig
 from jobs.plan import Sample
 from jobs.text_features import TextFeatures
@@ -120,7 +120,7 @@ def test_a_sample_that_is_made_again_is_encoded_in_float32(monkeypatch: pytest.M
     )
     sample = Sample(0, 0, "a red apple", "ugly", seed=0, width=32, height=32)
     for _ in range(2):
-        stages.make_in_float32(sample, BatchStarts({}, {}))
+        stages.make_in_float32(sample, BatchImages())
     assert given == [(torch.bfloat16,) * 2, (torch.float32,) * 2] * 2
 
 

@@ -84,6 +84,9 @@ class SimulatedExecutor:
     def fingerprint(self) -> str:
         return "weights"
 
+    def takes_pictures(self) -> bool:
+        return False
+
     def memory_needed(self) -> Mapping[str, int]:
         return {}
 
