@@ -20,9 +20,16 @@ def test_clone_root_holds_what_the_wheel_bundles() -> None:
     root = resources.bundle_root()
     assert (root / "configs").is_dir()
     assert (root / "jobs" / "avatars.yaml").is_file()
-    assert list(resources.presets()) == ["z-image", "z-image-edit", "z-image-tiny", "z-image-turbo"]
+    assert list(resources.presets()) == [
+        "z-image",
+        "z-image-edit",
+        "z-image-tiny",
+        "z-image-tiny-edit",
+        "z-image-turbo",
+    ]
     assert list(resources.shipped_jobs()) == [
         "jobs/avatars.yaml",
+        "jobs/edit.yaml",
         "jobs/food.yaml",
         "jobs/gaming.yaml",
     ]

@@ -1,7 +1,8 @@
-"""Makes the tables in data/profiles: `python -m tests.prompt_generators.make_profiles`.
+"""Makes what is in data/profiles: `python -m tests.prompt_generators.make_profiles`.
 
-Everything in them is invented. The same code gives the same tables, byte for byte: only
-`random.Random.random` is used, which Python keeps stable, and the XLSX files' times are fixed.
+Everything in it is invented. The same code gives the same tables, byte for byte: only
+`random.Random.random` is used, which Python keeps stable, and the XLSX files' times are fixed. The
+pictures to edit are drawings of the tiny checkpoint's world.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import openpyxl
+from PIL import Image
+
+from zimage_core.tiny.attributes import make_subject
+from zimage_core.tiny.world import draw
 
 Row = dict[str, Any]
 FOLDER = Path("data/profiles")
@@ -215,6 +220,84 @@ def potion(dice: Dice, number: int) -> Row:
     }
 
 
+PERSON = {
+    "background": "teal",
+    "gender": "woman",
+    "skin": "brown",
+    "hair_style": "curly",
+    "hair_color": "black",
+    "eyes": "brown",
+    "glasses": "none",
+    "hat": "none",
+    "hat_color": "none",
+    "beard": "none",
+    "expression": "smiling",
+    "clothes": "sweater",
+    "clothes_color": "yellow",
+}
+MAN = PERSON | {"gender": "man", "hair_style": "short", "background": "light blue"}
+
+# For each picture the kind of drawing, what is in it, and what is asked of it.
+EDITS: dict[str, tuple[str, dict[str, str], tuple[str, str]]] = {
+    "curls": ("avatars", PERSON, ("make the background red", "add round glasses")),
+    "cap": (
+        "avatars",
+        MAN | {"hat": "cap", "hat_color": "red", "clothes": "hoodie", "clothes_color": "blue"},
+        ("remove the hat", "make the cap green"),
+    ),
+    "sunglasses": (
+        "avatars",
+        PERSON | {"hair_style": "bob", "hair_color": "pink", "glasses": "sunglasses"},
+        ("remove the sunglasses", "make the hair blue"),
+    ),
+    "beard": (
+        "avatars",
+        MAN | {"skin": "light", "beard": "beard", "expression": "neutral", "background": "gray"},
+        ("remove the beard", "add a black top hat"),
+    ),
+    "braids": (
+        "avatars",
+        PERSON | {"skin": "dark brown", "hair_style": "braids", "background": "park"},
+        ("make the background white", "make them laughing"),
+    ),
+    "donut": (
+        "food",
+        {"background": "light blue", "dish": "donut", "color": "pink", "plate": "white"},
+        ("make the donut brown", "remove the plate"),
+    ),
+    "apple": (
+        "food",
+        {"background": "white", "dish": "apple", "color": "red", "plate": "none"},
+        ("make the apple green", "put it on a blue plate"),
+    ),
+    "soup": (
+        "food",
+        {"background": "orange", "dish": "soup", "color": "red", "plate": "white"},
+        ("make the soup green", "put it on a table"),
+    ),
+    "cake": (
+        "food",
+        {"background": "pink", "dish": "cake", "color": "brown", "plate": "none"},
+        ("make the background yellow", "make the cake white"),
+    ),
+    "sword": (
+        "gaming",
+        {"background": "dark", "item": "sword", "color": "blue", "effect": "none"},
+        ("make the sword red", "set it on fire"),
+    ),
+    "potion": (
+        "gaming",
+        {"background": "purple", "item": "potion", "color": "green", "effect": "glow"},
+        ("make the potion pink", "remove the glow"),
+    ),
+    "gem": (
+        "gaming",
+        {"background": "night", "item": "gem", "color": "red", "effect": "sparks"},
+        ("make the background navy", "make the gem blue"),
+    ),
+}
+
+
 def make_rows(make: Callable[[Dice, int], Row], seed: int, count: int) -> list[Row]:
     """`count` rows, numbered from 1."""
     dice = Dice(seed)
@@ -228,6 +311,23 @@ def make_tables() -> dict[str, dict[str, list[Row]]]:
         "food": {"menu": make_rows(dish, 3, 220), "desserts": make_rows(dessert, 4, 30)},
         "gaming": {"items": make_rows(item, 5, 240), "potions": make_rows(potion, 6, 16)},
     }
+
+
+def make_edits() -> list[Row]:
+    """Rows of pictures, below the folder `edit`, and of what is asked of each."""
+    asked = [(name, text) for name, (_, _, texts) in EDITS.items() for text in texts]
+    return [
+        {"id": f"E{number:02}", "image": f"{name}.png", "instruction": text}
+        for number, (name, text) in enumerate(asked, start=1)
+    ]
+
+
+def write_pictures(folder: Path) -> None:
+    """Draw the pictures that the edits are asked of, 128 x 128 in 64 colors."""
+    folder.mkdir(exist_ok=True)
+    for name, (kind, values, _) in EDITS.items():
+        picture = draw(make_subject(kind, values)).quantize(64, Image.Quantize.FASTOCTREE)
+        picture.save(folder / f"{name}.png", optimize=True)
 
 
 def write_csv(path: Path, rows: list[Row], *, bom: bool) -> None:
@@ -272,6 +372,8 @@ def make(folder: Path) -> None:
     for name, sheets in make_tables().items():
         write_csv(folder / f"{name}.csv", next(iter(sheets.values())), bom=name == "avatars")
         write_xlsx(folder / f"{name}.xlsx", sheets)
+    write_csv(folder / "edit.csv", make_edits(), bom=False)
+    write_pictures(folder / "edit")
 
 
 if __name__ == "__main__":

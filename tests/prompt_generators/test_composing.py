@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from prompt_generators import ProfileError, generator_length, make_generator, read_profiles
 
@@ -145,6 +147,15 @@ def test_shipped_tables_are_what_their_maker_makes(tmp_path):
             )
             make_generator(name, profiles=TABLES / f"{name}.xlsx", sheet=sheet)
     assert (TABLES / "avatars.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    assert (TABLES / "edit.csv").read_bytes() == (tmp_path / "edit.csv").read_bytes()
+    pictures = sorted(path.name for path in (TABLES / "edit").iterdir())
+    assert pictures == sorted({row["image"] for row in read_profiles(TABLES / "edit.csv").rows})
+    assert pictures == sorted(path.name for path in (tmp_path / "edit").iterdir())
+    assert sum((TABLES / "edit" / name).stat().st_size for name in pictures) < 60_000
+    for name in pictures:
+        shipped, made = (Image.open(folder / "edit" / name) for folder in (TABLES, tmp_path))
+        assert shipped.size == (128, 128)
+        assert np.array_equal(shipped.convert("RGB"), made.convert("RGB"))
 
 
 def test_reserved_columns_set_the_prompts_fields(tmp_path):
