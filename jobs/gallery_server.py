@@ -14,168 +14,26 @@ import secrets
 import signal
 import sys
 import threading
-import time
-from bisect import bisect_right
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from jobs.errors import InputError, JobError, StorageError
+from jobs.errors import InputError, StorageError
 from jobs.gallery_html import html_page, json_text
-from jobs.gallery_rows import Row, block, facts, marks, progress, read_rows
-from jobs.output import Output
-from jobs.rejected import (
-    Rejection,
-    add_rejected,
-    counting,
-    note_fault,
-    read_rejected,
-    remove_rejected,
-)
+from jobs.gallery_live import LiveRows
+from jobs.rejected import note_fault
 from jobs.terminal import visible
-from jobs.thumbnails import (
-    ImageProblemError,
-    ThumbnailFolder,
-    checked_image,
-    make_thumbnail,
-    thumbnail_name,
-)
+from jobs.thumbnails import ImageProblemError, ThumbnailFolder, checked_image, make_thumbnail
 
 _HOST = "127.0.0.1"
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
-_FRESH = 2.0  # seconds for which what was read of the output is taken for current
-_ROWS_AT_ONCE = 4000
 _MAX_BODY = 16 * 1024
 _SOCKET_SECONDS = 60.0
 _MAKERS = 2  # thumbnails that are made at once
 _TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _HTML, _JSON = "text/html; charset=utf-8", "application/json"
 _FOREVER = "private, max-age=31536000, immutable"
-
-
-class LiveRows:
-    """The current rows of an output, read again when they are asked for.
-
-    Each row has a number, higher than those of all rows that were read before it, so that a page
-    can ask for what it has not seen. All methods are safe to call from several threads.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.output = Output.open(uri)
-        self.facts = facts(self.output, uri)
-        self._lock = threading.Lock()
-        self._numbers: list[int] = []  # ascending; and the index of the row of each
-        self._indices: list[int] = []
-        self._rows: dict[int, tuple[int, Row]] = {}
-        self._by_thumbnail: dict[str, int] = {}
-        self._parts: dict[int, tuple[object, ...]] = {}
-        self._progress: dict[str, Any] = {}
-        self._rejected: list[list[object]] = []
-        self._marks = 0
-        self._stale_at = 0.0
-        self._problem: str | None = None
-
-    def after(self, number: int, marks_seen: int) -> dict[str, Any]:
-        """Rows behind a number, some at a time, and how far the job is, for the page."""
-        with self._lock:
-            self._refresh()
-            start = bisect_right(self._numbers, number)
-            stop = min(start + _ROWS_AT_ONCE, len(self._numbers))
-            found = [
-                self._rows[index][1]
-                for place, index in enumerate(self._indices[start:stop], start)
-                if self._rows[index][0] == self._numbers[place]
-            ]
-            answer = {
-                **self._progress,
-                "after": self._numbers[stop - 1] if stop > start else number,
-                "more": stop < len(self._numbers),
-                "marks": self._marks,
-                "problem": self._problem,
-                "rows": block(found),
-            }
-            if marks_seen != self._marks:
-                answer["rejected"] = self._rejected
-            return answer
-
-    def row(self, index: int) -> Row | None:
-        """The row of a sample, None where there is none yet."""
-        with self._lock:
-            found = self._rows.get(index)
-            return None if found is None else found[1]
-
-    def row_of_thumbnail(self, name: str) -> Row | None:
-        """A row that shows such an image."""
-        with self._lock:
-            index = self._by_thumbnail.get(name)
-            return None if index is None else self._rows[index][1]
-
-    def mark(self, index: int, pixels_sha256: str, note: str, *, rejected: bool) -> None:
-        """Reject the image of a sample, or take that back.
-
-        Raises:
-            InputError: it has another image by now, or none.
-            StorageError: the output cannot be written.
-        """
-        from datetime import UTC, datetime
-
-        row = self.row(index)
-        if row is None or row["status"] != "ok" or row["pixels_sha256"] != pixels_sha256:
-            raise InputError(f"sample {index}: has another image by now; look again")
-        storage = self.output.storage
-        if rejected:
-            add_rejected(storage, [Rejection(index, pixels_sha256, note, datetime.now(UTC))])
-        else:
-            remove_rejected(storage, [(index, pixels_sha256)])
-        with self._lock:
-            self._read_marks()
-
-    def _refresh(self) -> None:
-        began = time.monotonic()
-        if began < self._stale_at:
-            return
-        try:
-            self.output = Output.open(self.uri)
-            self._read_changes()
-            self._progress = progress(self.output, self.uri)
-            self._read_marks()
-            self._problem = None
-        except JobError as error:  # such as a store that does not answer: the page says so
-            self._problem = visible(error)
-        # a large or slow output is not read all the time
-        now = time.monotonic()
-        self._stale_at = now + max(_FRESH, 5 * (now - began))
-
-    def _read_changes(self) -> None:
-        listing = self.output.listing
-        now = {shard: tuple(sorted(parts)) for shard, parts in listing.parts.items()}
-        changed = sorted(shard for shard, parts in now.items() if self._parts.get(shard) != parts)
-        for shard, rows in read_rows(self.output, changed):
-            for row in rows:
-                self._take(row)
-            self._parts[shard] = now[shard]
-
-    def _take(self, row: Row) -> None:
-        index = row["index"]
-        before = self._rows.get(index)
-        if before is not None and before[1] == row:
-            return
-        number = self._numbers[-1] + 1 if self._numbers else 1
-        self._numbers.append(number)
-        self._indices.append(index)
-        self._rows[index] = number, row
-        name = thumbnail_name(row["pixels_sha256"])
-        if row["status"] == "ok" and name is not None:
-            self._by_thumbnail[name] = index
-
-    def _read_marks(self) -> None:
-        current = {index: row["pixels_sha256"] for index, (_, row) in self._rows.items()}
-        found = marks(counting(read_rejected(self.output.storage), current).values())
-        if found != self._rejected:
-            self._rejected = found
-            self._marks += 1
 
 
 class GalleryServer(ThreadingHTTPServer):

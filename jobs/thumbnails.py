@@ -168,11 +168,14 @@ def make_thumbnails(
 
     def one(item: tuple[str, list[Mapping[str, Any]]]) -> tuple[list[Mapping[str, Any]], str]:
         name, same = item
-        try:
-            folder.write(name, make_thumbnail(checked_image(storage, same[0])))
-        except ImageProblemError as error:
-            return same, str(error)
-        return same, ""
+        problem = ""
+        for row in same:
+            try:
+                folder.write(name, make_thumbnail(checked_image(storage, row)))
+                return same, ""
+            except ImageProblemError as error:
+                problem = problem or str(error)
+        return same, problem
 
     with ProgressBar("making thumbnails", len(missing)) as bar:
         for same, problem in ordered_map(one, missing.items(), threads=_THREADS):

@@ -185,7 +185,7 @@ function updateValues(column, filter) {
   }
   if (column === "status") for (const name of ["ok", "failed", "rejected"]) if (!found.has(name)) found.set(name, 0);
   const byNumber = [...found.keys()].every((value) => value === null || typeof value === "number");
-  const ordered = [...found].sort((a, b) => (byNumber ? a[0] - b[0] : b[1] - a[1]));
+  const ordered = [...found].sort((a, b) => (a[0] === null) - (b[0] === null) || (byNumber ? a[0] - b[0] : b[1] - a[1]));
   if (column === "status") ordered.sort((a, b) => a[0].length - b[0].length);
   filter.group.querySelector(".link")?.remove();
   ordered.forEach(([value], place) => {
