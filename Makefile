@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo images test chaos chaos-long test-slow check format wheel bench clean
+.PHONY: demo images test test-browser chaos chaos-long test-slow check format wheel bench clean
 
 demo: $(STAMP)
 	$(BIN)/zimage run jobs/avatars.yaml --config configs/z-image-tiny.yaml \
@@ -43,6 +43,10 @@ CHAOS_KILLS ?= 200
 chaos-long: $(STAMP)
 	PYTHONPATH=tests/support:. OMP_NUM_THREADS=1 $(BIN)/python -m chaos_run --kills $(CHAOS_KILLS) \
 		--results output/chaos/long.jsonl $(CHAOS_FLAGS)
+
+# The gallery page in Chromium (Debian: chromium and chromium-driver); without it these are skipped.
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser tests/jobs/test_gallery_page.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
