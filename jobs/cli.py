@@ -14,6 +14,7 @@ from pathlib import Path
 from jobs import bench as bench_command
 from jobs import gallery as gallery_command
 from jobs import init_job as init_command
+from jobs import report as report_command
 from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 from jobs.terminal import visible
@@ -131,6 +132,11 @@ def parser() -> argparse.ArgumentParser:
         commands, "gallery", gallery_command.run, "the images as a page to look through"
     )
     gallery_command.add_arguments(gallery, _not_negative)
+
+    report = _command(
+        commands, "report", report_command.run, "how an output went: counts, times, look-alikes"
+    )
+    report_command.add_arguments(report, _not_negative)
 
     generate = _command(commands, "generate", _generate, "make one picture, without a job")
     generate.add_argument("--model", required=True, type=Path, metavar="DIR")

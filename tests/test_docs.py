@@ -66,7 +66,10 @@ def test_relative_links_resolve(page: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/cluster.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "docs/cli.md", "docs/cluster.md", "docs/first-job.md", "docs/reports.md"],
+)
 def test_commands_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     commands = zimage_arguments(ROOT / name)
     assert commands
@@ -78,6 +81,19 @@ def test_commands_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         for file in [getattr(parsed, "job", None), *getattr(parsed, "config", [])]:
             # a job of the reader's own is written down beside the command
             assert file is None or (ROOT / file).is_file() or str(file) in text_of(ROOT / name)
+
+
+@pytest.mark.slow
+def test_first_job_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.cli import main
+
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    commands = zimage_arguments(ROOT / "docs/first-job.md")
+    assert {arguments[0] for arguments in commands} >= {"init", "plan", "run", "gallery", "report"}
+    for arguments in commands:
+        assert main(arguments) == 0, arguments
+    assert (tmp_path / "output/avatars/report.html").is_file()
 
 
 def test_readme_shows_every_command_that_makes_or_checks_a_job() -> None:
