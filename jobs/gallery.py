@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -187,27 +186,16 @@ def import_rejected(uri: str, file: Path) -> int:
     return EXIT_OK
 
 
-@dataclass(frozen=True)
-class _Served:
-    """What is served: thumbnails go to the output, or, for an object store, to a folder for now."""
-
-    uri: str
-    stack: ExitStack
-
-    def thumbnails(self) -> Path:
-        from jobs.output import Output
-
-        root = Output.open(self.uri).storage.root
-        if root is not None and os.access(root, os.W_OK):
-            return thumbnail_folder(root / NAME)
-        return Path(self.stack.enter_context(TemporaryDirectory(prefix="zimage-gallery-")))
-
-
 def _serve(uri: str, port: int) -> int:
     from jobs.gallery_server import GalleryServer
+    from jobs.output import Output
 
+    root = Output.open(uri).storage.root
     with ExitStack() as stack:
-        folder = _Served(uri, stack).thumbnails()
+        if root is not None and os.access(root, os.W_OK):
+            folder = thumbnail_folder(root / NAME)
+        else:  # kept while it serves
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="zimage-gallery-")))
         server = stack.enter_context(GalleryServer(uri, folder, port))
         print(visible(f"{uri}: {server.address}"), flush=True)
         print("Ctrl-C ends it; who has the address can look and reject", file=sys.stderr)

@@ -30,7 +30,8 @@ class LiveRows:
         self.uri = uri
         self.output = Output.open(uri)
         self.facts = facts(self.output, uri)
-        self._lock = threading.Lock()
+        self._refreshing = threading.Lock()  # one thread reads the output at a time
+        self._lock = threading.Lock()  # of what follows; never held while something is read
         self._numbers: list[int] = []  # ascending; and the index of the row of each
         self._indices: list[int] = []
         self._rows: dict[int, tuple[int, Row]] = {}
@@ -44,8 +45,9 @@ class LiveRows:
 
     def after(self, number: int, marks_seen: int) -> dict[str, Any]:
         """Rows behind a number, some at a time, and how far the job is, for the page."""
-        with self._lock:
+        with self._refreshing:
             self._refresh()
+        with self._lock:
             start = bisect_right(self._numbers, number)
             stop = min(start + _ROWS_AT_ONCE, len(self._numbers))
             found = [
@@ -92,8 +94,7 @@ class LiveRows:
             add_rejected(storage, [Rejection(index, pixels_sha256, note, datetime.now(UTC))])
         else:
             remove_rejected(storage, [(index, pixels_sha256)])
-        with self._lock:
-            self._read_marks()
+        self._read_marks()
 
     def _refresh(self) -> None:
         began = time.monotonic()
@@ -116,8 +117,9 @@ class LiveRows:
         now = {shard: tuple(sorted(parts)) for shard, parts in listing.parts.items()}
         changed = sorted(shard for shard, parts in now.items() if self._parts.get(shard) != parts)
         for shard, rows in read_rows(self.output, changed):
-            for row in rows:
-                self._take(row)
+            with self._lock:
+                for row in rows:
+                    self._take(row)
             self._parts[shard] = now[shard]
 
     def _take(self, row: Row) -> None:
@@ -134,8 +136,10 @@ class LiveRows:
             self._by_thumbnail[name] = index
 
     def _read_marks(self) -> None:
-        current = {index: row["pixels_sha256"] for index, (_, row) in self._rows.items()}
-        found = marks(counting(read_rejected(self.output.storage), current).values())
-        if found != self._rejected:
-            self._rejected = found
-            self._marks += 1
+        rejections = read_rejected(self.output.storage)
+        with self._lock:
+            current = {index: row["pixels_sha256"] for index, (_, row) in self._rows.items()}
+            found = marks(counting(rejections, current).values())
+            if found != self._rejected:
+                self._rejected = found
+                self._marks += 1

@@ -11,12 +11,12 @@ const rows = []; // in the order of their indices
 const rowOf = new Map(); // index to row
 
 function unpack(block) {
-  const found = Array.from({ length: block.rows }, () => ({}));
-  for (const [name, column] of Object.entries(block.columns)) {
-    const { values, of, at } = column;
-    for (let i = 0; i < found.length; i += 1) found[i][name] = values ? values[i] : of[at[i]];
-  }
-  return found;
+  const columns = Object.entries(block.columns);
+  return Array.from({ length: block.rows }, (_, i) => {
+    const row = {};
+    for (const [name, { values, of, at }] of columns) row[name] = values ? values[i] : of[at[i]];
+    return row;
+  });
 }
 
 // Adds or replaces rows.

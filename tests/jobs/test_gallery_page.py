@@ -288,7 +288,7 @@ def test_a_served_page_follows_the_job_and_saves_marks(driver: Any, tmp_path: Pa
         thread.start()
         try:
             page = Page(driver, server.address)
-            page.count("250 samples")
+            page.count("100 samples")
             page.wait("document.querySelector('#tile-1 img').naturalWidth === 64")
             page.keys("\ue014", "x")
             (mark,) = wait_for(lambda: read_rejected(storage))
@@ -297,7 +297,7 @@ def test_a_served_page_follows_the_job_and_saves_marks(driver: Any, tmp_path: Pa
             page.open(7)
             page.wait("document.querySelector('.picture img').src.includes('/image/7?')")
             commit(storage, SHARD, SHARD + 50)
-            page.count("300 samples")
+            page.count("150 samples")
             assert page.text("#panel h2") == "Sample 7"
             commit(storage, 1, 2, revision=1)  # made again: the mark no longer counts
             page.wait("document.querySelector('#tile-1.tile:not(.rejected)') !== null")
@@ -308,6 +308,17 @@ def test_a_served_page_follows_the_job_and_saves_marks(driver: Any, tmp_path: Pa
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_an_embedded_page_needs_nothing_beside_it(driver: Any, tmp_path: Path) -> None:
+    make_output(str(tmp_path / "out"), 100)
+    assert main(["gallery", str(tmp_path / "out"), "--embed", "-o", str(tmp_path / "a.html")]) == 0
+    shutil.rmtree(tmp_path / "out")
+    page = Page(driver, (tmp_path / "a.html").as_uri())
+    page.wait("[...document.querySelectorAll('.tile img')].every((i) => i.naturalWidth === 64)")
+    page.open(3)
+    page.wait("document.querySelector('.picture img').naturalWidth === 64")
+    assert [line["message"] for line in driver.get_log("browser")] == []
 
 
 def test_light_and_dark(driver: Any, address: str) -> None:

@@ -72,7 +72,7 @@ class Client:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    """An output of 300 samples in two shards, the first of which is made."""
+    """An output of 150 samples in two shards, the first of which is made."""
     return make_output(str(tmp_path / "out"), SHARD + 50, made=SHARD)
 
 
@@ -98,7 +98,7 @@ def rows(answer: dict[str, Any]) -> list[dict[str, Any]]:
 def test_new_rows_are_seen_once(client: Client, storage: Storage) -> None:
     first = client.get("rows?after=0").json()
     assert [row["index"] for row in rows(first)] == list(range(SHARD))
-    assert (first["planned"], first["ok"], first["failed"]) == (300, 248, 2)
+    assert (first["planned"], first["ok"], first["failed"]) == (150, 99, 1)
     assert (first["state"], first["more"], first["problem"]) == ("stopped", False, None)
     again = client.get(f"rows?after={first['after']}").json()
     assert rows(again) == [] and again["after"] == first["after"]
@@ -111,11 +111,11 @@ def test_new_rows_are_seen_once(client: Client, storage: Storage) -> None:
     assert [row["index"] for row in remade] == [0, 1, 2]
     assert remade[0]["pixels_sha256"] != rows(first)[0]["pixels_sha256"]
     everything = client.get("rows?after=0").json()
-    assert sorted(row["index"] for row in rows(everything)) == list(range(300))
+    assert sorted(row["index"] for row in rows(everything)) == list(range(SHARD + 50))
 
 
 def test_many_rows_come_in_pieces(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery_live, "_ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(gallery_live, "_ROWS_AT_ONCE", 40)
     after, found = 0, []
     for more in (True, True, False):
         answer = client.get(f"rows?after={after}").json()
@@ -158,9 +158,9 @@ def test_images_and_thumbnails_of_current_rows(
     assert changed.status == 404 and b"is not the file that was committed" in changed.body
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+def test_nothing_else_is_sent(client: Client) -> None:
+    client.get("rows?after=0").json()
+    for path in (
         "job.json",
         "../job.json",
         "image/../job.json",
@@ -176,12 +176,9 @@ def test_images_and_thumbnails_of_current_rows(
         "rejected",
         "rejected.csv",
         "rows/../rows",
-    ],
-)
-def test_nothing_else_is_sent(client: Client, path: str) -> None:
-    client.get("rows?after=0").json()
-    answer = client(client.base + path)
-    assert answer.status == 404 and answer.body == b"nothing is here\n"
+    ):
+        answer = client(client.base + path)
+        assert answer.status == 404 and answer.body == b"nothing is here\n", path
 
 
 def test_who_gets_no_answer(client: Client) -> None:
@@ -202,7 +199,7 @@ def test_who_gets_no_answer(client: Client) -> None:
 
 def test_marks_are_written_to_the_output(client: Client, storage: Storage) -> None:
     first = client.get("rows?after=0").json()
-    assert first["rejected"] if first["marks"] else "rejected" not in first
+    assert first["marks"] == 0 and "rejected" not in first
     image = rows(first)[7]["pixels_sha256"]
     client.mark(index=7, pixels_sha256=image, note=" six fingers ").json()
     (mark,) = read_rejected(storage)

@@ -23,7 +23,7 @@ from jobs.record import PATH, PromptSource, new_record
 from jobs.storage import Storage
 from jobs.writers import Pixels, PNGWriter, pixels_sha256, sha256
 
-SHARD = 250
+SHARD = 100
 HAIR = ("black", "brown", "blond", "red", "grey", "white", "green", "blue")
 PLACES = ("harbour", "library", "kitchen", "forest", "station", "workshop", "garden")
 BEGUN = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
