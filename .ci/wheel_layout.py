@@ -12,7 +12,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # What a package other than `jobs` reads as well, at a place of its own.
 COPIES = {"data/vocabularies": "prompt_generators/vocabularies"}
-BUNDLED = ["configs", "data", "jobs/avatars.yaml", "jobs/food.yaml", "jobs/gaming.yaml"]
+JOBS = [f"jobs/{name}.yaml" for name in ("avatars", "edit", "food", "gaming")]
+BUNDLED = ["configs", "data", *JOBS]
 
 
 class WheelLayoutHook(BuildHookInterface):
