@@ -127,7 +127,7 @@ def read_facts(output: Output) -> Facts:
     return facts
 
 
-def rates(created: Floats, bins: int = 60) -> tuple[Floats, Floats]:
+def rates(created: Floats, bins: int) -> tuple[Floats, Floats]:
     """Images a second over time.
 
     Args:

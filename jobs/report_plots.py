@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 INSTALL = "matplotlib is not installed: pip install 'zimage-batch[report]'"
 LEAST = 10
 """Images below which a plot says no more than the numbers."""
+_STRETCHES = 60  # of the axis, at most
 _WIDTH, _HEIGHT = 9.0, 2.6  # inches
 _COLOR, _BAD, _GRID = "#2f55d4", "#b3261e", "#dfe2e8"
 _SHOWN = 99.5  # percent of the images in the histogram
@@ -44,7 +45,7 @@ def draw_plots(facts: Facts) -> list[Plot]:
 
 
 def _rate(created: Floats) -> Plot:
-    edges, values = rates(created)
+    edges, values = rates(created, _bins(created))
     unit, scale = _unit(float(edges[-1]))
     with _figure("rate") as (figure, axes):
         axes.stairs(values, edges / scale, fill=True, color=_COLOR, alpha=0.85)
@@ -61,7 +62,9 @@ def _seconds(seconds: Floats) -> Plot:
     shown = seconds[seconds <= most]
     median = float(np.median(seconds))
     with _figure("seconds") as (figure, axes):
-        axes.hist(shown, bins=min(60, max(10, len(shown) // 5)), color=_COLOR, alpha=0.85)
+        axes.hist(
+            shown, bins=min(_STRETCHES, max(LEAST, len(shown) // 5)), color=_COLOR, alpha=0.85
+        )
         axes.axvline(median, color="#1a1d23", linewidth=1, linestyle="--")
         axes.set_xlim(0, None)
         axes.set_xlabel("seconds for an image")
@@ -78,6 +81,7 @@ def _failures(failed: Mapping[str, int]) -> Plot:
         bars = axes.barh(order, [failed[kind] for kind in order], color=_BAD, alpha=0.85)
         axes.bar_label(bars, padding=4)
         axes.margins(x=0.08)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("failed samples")
         return Plot("failures", "Failed samples by error_type", _svg(figure, "failures"))
 
@@ -108,6 +112,11 @@ def _svg(figure: Figure, name: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": name})
     return buffer.getvalue()
+
+
+def _bins(values: Floats) -> int:
+    """So many that most hold a few images."""
+    return min(_STRETCHES, max(LEAST, len(values) // 5))
 
 
 def _unit(seconds: float) -> tuple[str, float]:

@@ -164,7 +164,10 @@ def look_alike_section(
                 (f"{one['seed']}", f"{other['seed']}"),
                 f"{pair.bits} of {BITS}",
                 f"{pair.color:.3f}",
-                (one["prompt"], "the same" if alike else other["prompt"]),
+                (
+                    f"{one['index']}: {one['prompt']}",
+                    f"{other['index']}: {'the same' if alike else other['prompt']}",
+                ),
             )
         )
     columns = ("first", "second", "#index", "#seed", "#hash", "#color", "prompts")
