@@ -76,12 +76,14 @@ def _seconds(seconds: Floats) -> Plot:
 
 
 def _failures(failed: Mapping[str, int]) -> Plot:
+    from matplotlib.ticker import MaxNLocator
+
     order = sorted(failed, key=lambda kind: (failed[kind], kind))
     with _figure("failures", height=0.7 + 0.3 * len(order)) as (figure, axes):
         bars = axes.barh(order, [failed[kind] for kind in order], color=_BAD, alpha=0.85)
         axes.bar_label(bars, padding=4)
         axes.margins(x=0.08)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("failed samples")
         return Plot("failures", "Failed samples by error_type", _svg(figure, "failures"))
 
