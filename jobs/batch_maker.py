@@ -105,7 +105,7 @@ class BatchMaker:
                     results.append(made.failed("invalid_image", image.message))
                     continue
                 size += image.nbytes
-                results.append(self._images.submit(made, image))
+                results.append(self._images.submit(sample, made, image))
         return results, size
 
     def _second_try(

@@ -40,6 +40,7 @@ MAX_INT64 = 2**63 - 1
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 URI_SCHEMES = ("s3", "gs", "az")
 PNG_LEVEL = 1
+EmbedMetadata = Literal["full", "minimal", "none"]
 PIXEL_MULTIPLE = 16  # VAE stride 8 times the transformer's patch of 2
 
 
@@ -279,6 +280,7 @@ class OutputConfig(_Section):
         Field(ge=0, le=9),
         Allowed(f"{_WHOLE} from 0 to 9, other than {PNG_LEVEL} where output.format is png"),
     ] = PNG_LEVEL
+    embed_metadata: EmbedMetadata = "full"
     layout: Literal["files", "webdataset"] = "files"
     shard_size: Count = 64
 

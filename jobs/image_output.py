@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 
 from jobs.config import JobConfig
 from jobs.errors import ErrorType, StorageError, StorageUnusableError
-from jobs.executor import Message, Result
+from jobs.executor import Message, Result, Settings
+from jobs.image_metadata import job_making, with_metadata
 from jobs.manifest import BatchMode
+from jobs.plan import Sample
 from jobs.storage import Storage
 from jobs.writers import Pixels, job_writer, pixels_sha256, sha256
 
@@ -47,23 +49,25 @@ class ImageOutput:
 
     Args:
         storage: the output.
-        config: gives the files' name and format.
+        config: gives the files' name and format, and whether they say how they were made.
     """
 
     def __init__(self, storage: Storage, config: JobConfig) -> None:
         self.storage = storage
+        self.config = config
+        self.settings: Settings | None = None  # of the job, known before its first image
         self.name = config.name
         self.writer = job_writer(config.output)
         self.written = 0
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")
 
-    def submit(self, made: Made, pixels: Pixels) -> Future[Result]:
-        """Write uint8 `pixels` (H, W, 3) below the attempt's own prefix.
+    def submit(self, sample: Sample, made: Made, pixels: Pixels) -> Future[Result]:
+        """Write uint8 `pixels` (H, W, 3) of a sample below the attempt's own prefix.
 
         The result is a failed one where the image cannot be encoded or written; a full or
         read-only output raises StorageUnusableError instead, as no fault of the sample.
         """
-        return self._pool.submit(self._write, made, pixels)
+        return self._pool.submit(self._write, sample, made, pixels)
 
     def close(self) -> None:
         """End the threads once everything is written."""
@@ -79,11 +83,27 @@ class ImageOutput:
         self.storage.put(path, content)
         return path
 
-    def _write(self, made: Made, pixels: Pixels) -> Result:
+    def _encode(self, sample: Sample, made: Made, pixels: Pixels) -> bytes:
+        level = self.config.output.embed_metadata
+        content = self.writer.encode(pixels)
+        if level == "none":
+            return content
+        assert self.settings is not None
+        making = job_making(
+            self.config,
+            self.settings,
+            sample,
+            dtype=made.dtype,
+            batch_size=len(made.batch),
+            batch_mode=made.batch_mode,
+        )
+        return with_metadata(content, level, making, from_picture=bool(sample.images))
+
+    def _write(self, sample: Sample, made: Made, pixels: Pixels) -> Result:
         started = time.perf_counter()
         file = f"{self.name}_{made.index:08d}.{self.writer.extension}"
         try:
-            content = self.writer.encode(pixels)
+            content = self._encode(sample, made, pixels)
             name = self._store(made, file, content)
         except StorageUnusableError:
             raise

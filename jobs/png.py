@@ -1,8 +1,9 @@
 """PNG files with a fast deflate: the same pixels as any other encoder's, for less CPU.
 
 Writes what the PNG specification (W3C, third edition) asks for and nothing else: signature, `IHDR`,
-one `IDAT`, `IEND`. Every row has the filter "up". On pictures it leaves about as little to compress
-as choosing a filter for each row, which costs more time than the compression itself.
+one `IDAT`, `IEND`; metadata is put in later (`metadata_chunks`). Every row has the filter "up". On
+pictures it leaves about as little to compress as choosing a filter for each row, which costs more
+time than the compression itself.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def encode_png(pixels: NDArray[np.uint8], level: int = 1) -> bytes:
     header = struct.pack(
         ">IIBBBBB", width, height, _BITS, _RGB, _DEFLATE, _ADAPTIVE, _NOT_INTERLACED
     )
-    chunks = (*_chunk(b"IHDR", header), *_chunk(b"IDAT", data), *_chunk(b"IEND", b""))
+    chunks = (*chunk(b"IHDR", header), *chunk(b"IDAT", data), *chunk(b"IEND", b""))
     return b"".join((_SIGNATURE, *chunks))
 
 
@@ -67,6 +68,7 @@ def _filtered(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rows
 
 
-def _chunk(kind: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+def chunk(kind: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """A chunk's length, kind, data and checksum, as they follow each other in a file."""
     checksum = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)

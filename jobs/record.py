@@ -107,7 +107,9 @@ def read_record(storage: Storage) -> JobRecord | None:
         # A record of before the key existed: all weights were what `model.dtype` says.
         data["job"]["model"] = {"quantization": "none", **data["job"]["model"]}
         # As before the key, at level 1; what encoded them shows in their bytes, not their pixels.
-        data["job"]["output"] = {"png_level": PNG_LEVEL, **data["job"]["output"]}
+        # As before the next, without metadata in the files.
+        before = {"png_level": PNG_LEVEL, "embed_metadata": "none"}
+        data["job"]["output"] = {**before, **data["job"]["output"]}
         check_values(data)
         fingerprint = dict(data["fingerprint"])
         prompts = PromptSource(**fingerprint.pop("prompts"))

@@ -126,7 +126,7 @@ class GenerationWorker:
             StorageError: this node does not see the driver's output.
         """
         started = time.perf_counter()
-        self._settings = settings
+        self._settings = self._images.settings = settings
         self._check_output()
         check_images(self.config, settings.takes_pictures, node=socket.gethostname())
         torch.set_num_threads(settings.threads_per_worker)

@@ -60,7 +60,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "strength": 0.6,
         "cache": None,
     },
-    "output": {"format": "png", "png_level": 1, "layout": "files", "shard_size": 64},
+    "output": {
+        "format": "png",
+        "png_level": 1,
+        "embed_metadata": "full",
+        "layout": "files",
+        "shard_size": 64,
+    },
     "run": {
         "workers": "auto",
         "gpus_per_worker": 1.0,
