@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         StorageError: the output cannot be read, or the page not written.
     """
     from jobs import page
+    from jobs.config import JobConfig
     from jobs.output import Output
     from jobs.report_facts import read_facts
     from jobs.report_plots import INSTALL, can_plot, draw_plots
@@ -71,16 +72,17 @@ def run(args: argparse.Namespace) -> int:
     plots = draw_plots(facts) if can_plot() else []
     retry = next_command(output, args.output, running=False, left=0)
     alike, words = _look_alikes(output, args.compare)
-    config = output.record.config
+    # as it is read, not as it is written: a record may leave out what has a default
+    config = JobConfig.model_validate(output.record.config)
     blocks: list[Block] = [
-        *summary(output, args.output),
+        *summary(output, args.output, config),
         *failures(facts, retry, plots),
-        *times(facts, float(config["run"]["gpus_per_worker"]), plots),
+        *times(facts, config.run.gpus_per_worker, plots),
         *alike,
     ]
     if not can_plot():
         blocks.append(page.Paragraph(f"Without plots: {INSTALL}"))
-    title = f"{config['name']}: report"
+    title = f"{config.name}: report"
     if kind == "html":
         files = {file: page.html_page(title, blocks, GENERATOR).encode()}
     else:

@@ -25,6 +25,7 @@ _COLUMNS = (
     *("status", "prompt", "width", "height", "worker", "node", "device", "seconds"),
     *("batch_mode", "error_type", "error_message", "created_at"),
 )
+_MOST_LOADING = 1e7  # seconds; what says more, or is no number, is not believed
 _LEFT = ("worker_died", "worker_stalled")  # events that end a worker
 
 Floats = npt.NDArray[np.float64]
@@ -160,8 +161,8 @@ def read_runs(events: Iterable[Mapping[str, Any]]) -> Runs:
                 first = time if first is None else first
                 ready[event["worker"]] = (time, event["device"])
                 taken = event.get("seconds")
-                if isinstance(taken, (int, float)) and not isinstance(taken, bool):
-                    loading.append(float(taken))
+                if isinstance(taken, float) and 0 <= taken < _MOST_LOADING:
+                    loading.append(taken)
             elif event["event"] in _LEFT:
                 lost += 1
                 since, device = ready.pop(event["worker"], (None, ""))

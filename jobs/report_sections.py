@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.config import JobConfig
 from jobs.gallery_rows import progress
 from jobs.lookalikes import BITS, RULE, Look, Pair
 from jobs.output import Output
@@ -20,19 +21,18 @@ _MOST_MAKERS = 64
 _MOST_PROBLEMS = 5
 
 
-def summary(output: Output, uri: str) -> list[Block]:
+def summary(output: Output, uri: str, config: JobConfig) -> list[Block]:
     """What was asked for, and how far it is."""
     record = output.record
-    config, settings = record.config, record.settings
+    settings, sampling = record.settings, config.sampling
     done = progress(output, uri)
-    sampling = config["sampling"]
-    steps = f"{sampling['num_inference_steps']} steps, guidance {sampling['guidance_scale']:g}"
+    steps = f"{sampling.num_inference_steps} steps, guidance {sampling.guidance_scale:g}"
     rows = [
         ("output", without_credentials(uri)),
         ("state", str(done["state"])),
         ("model", f"{settings.model}, {settings.dtype} on {settings.device_type}"),
-        ("sampling", f"{sampling['width']} x {sampling['height']}, {steps}"),
-        ("prompts", str(config["prompts"]["generator"])),
+        ("sampling", f"{sampling.width} x {sampling.height}, {steps}"),
+        ("prompts", config.prompts.generator),
         ("begun", record.created_at),
         ("last run", record.updated_at),
     ]

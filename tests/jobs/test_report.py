@@ -1,11 +1,14 @@
 """`zimage report`: the numbers of an output, what looks alike, and text that stays text."""
 
+import json
+import math
 import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import hostile_outputs as hostile
 import numpy as np
 import pytest
 from cli_calls import CommandLine
@@ -306,6 +309,28 @@ def test_rates() -> None:
     edges, values = rates(np.array([100.0, 101.0, 102.0, 110.0]), bins=5)
     assert list(edges) == [0, 2, 4, 6, 8, 10]
     assert list(values) == [1.0, 0.5, 0, 0, 0.5]
+
+
+def test_record_and_events_of_somebody_else(zimage: CommandLine) -> None:
+    make_output("out", 12)
+    out = zimage.folder / "out"
+    hostile.change_record(out, lambda data: [data["job"].pop(k) for k in ("run", "sampling")])
+    facts = {"worker": "<b>", "node": "|", "device": "H100 </td>", "pid": 1}
+    lines = [
+        event(1, "epoch", 0, host="h/b/n", pid=1, started=1.0, nonce="x"),
+        *(
+            event(1, "worker_ready", 1, **facts, seconds=seconds)
+            for seconds in (10**400, math.nan, "long", -1.0, 2.5)
+        ),
+        event(1, "end", 2),
+    ]
+    zimage.write(
+        "out/events/000001-00000.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    zimage("report", "out", "--compare", "0", code=0)
+    cells = Tags((out / "report.html").read_text()).cells
+    assert cells[cells.index("loading of a worker, median and most") + 1] == "2.5 s, 2.5 s"
+    assert cells[cells.index("sampling") + 1] == "1024 x 1024, 8 steps, guidance 0"
 
 
 def test_damaged_manifest_is_an_error(zimage: CommandLine) -> None:
