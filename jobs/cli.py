@@ -13,9 +13,9 @@ from pathlib import Path
 
 from jobs import bench as bench_command
 from jobs import gallery as gallery_command
+from jobs import generate_flags, weights_command
 from jobs import init_job as init_command
 from jobs import report as report_command
-from jobs import weights_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 from jobs.terminal import visible
 
@@ -139,74 +139,7 @@ def parser() -> argparse.ArgumentParser:
     report_command.add_arguments(report, _not_negative)
 
     generate = _command(commands, "generate", _generate, "make one picture, without a job")
-    generate.add_argument("--model", required=True, type=Path, metavar="DIR")
-    _part_arguments(generate)
-    generate.add_argument("--prompt", required=True, metavar="TEXT")
-    generate.add_argument("--negative-prompt", default=None, metavar="TEXT")
-    generate.add_argument("--seed", type=_not_negative, default=42, metavar="N")
-    generate.add_argument(
-        "--width", type=_positive, metavar="PIXELS", help="default 1024, or the last --image's"
-    )
-    generate.add_argument(
-        "--height", type=_positive, metavar="PIXELS", help="default 1024, or the last --image's"
-    )
-    generate.add_argument("--steps", type=_positive, default=8, metavar="N")
-    generate.add_argument("--guidance", type=float, default=0.0, metavar="SCALE")
-    generate.add_argument(
-        "--dtype",
-        choices=["auto", "bfloat16", "float16", "float32"],
-        default="auto",
-        help="auto: bfloat16 on a GPU, float32 on a CPU",
-    )
-    generate.add_argument(
-        "--attention", default="auto", metavar="BACKEND", help="auto: the best that can run"
-    )
-    generate.add_argument(
-        "--offload",
-        choices=["auto", "none", "phase", "model", "block"],
-        default="auto",
-        help="what leaves a small GPU while it is not needed; auto: as little as fits",
-    )
-    generate.add_argument(
-        "--quantization", choices=["none", "int8"], default="none", help="int8: 8-bit weights"
-    )
-    generate.add_argument(
-        "--lora", action="append", type=Path, metavar="FILE", help="an adapter; repeatable"
-    )
-    generate.add_argument(
-        "--lora-scale",
-        action="append",
-        type=float,
-        metavar="SCALE",
-        help="its strength, default 1; one for all, or one for each --lora",
-    )
-    generate.add_argument("--init-image", type=Path, metavar="FILE", help="a picture to start from")
-    generate.add_argument(
-        "--mask",
-        type=Path,
-        metavar="FILE",
-        help="white where --init-image is made anew, black where it is kept",
-    )
-    generate.add_argument(
-        "--strength",
-        type=float,
-        metavar="SHARE",
-        help="how much of --init-image is replaced, above 0 to 1; default 0.6",
-    )
-    generate.add_argument(
-        "--cache",
-        type=int,
-        metavar="N",
-        help="run one step of N in the middle of a long schedule, 2 to 4: quicker, and lossy",
-    )
-    generate.add_argument(
-        "--image",
-        action="append",
-        type=Path,
-        metavar="FILE",
-        help="a picture to edit, with an Edit checkpoint; repeatable",
-    )
-    generate.add_argument("-o", "--output", required=True, type=Path, metavar="FILE")
+    generate_flags.add_arguments(generate, _part_arguments, _not_negative, _positive)
 
     weights = _command(commands, "weights", _weights, "fetch, list and check checkpoints")
     weights_command.add_arguments(weights)

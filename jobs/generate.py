@@ -3,61 +3,82 @@
 from __future__ import annotations
 
 import argparse
-import math
+import io
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.config import PIXEL_MULTIPLE, pixels_fault
+import numpy as np
+
+from jobs.config import pixels_fault
 from jobs.errors import EXIT_OK, InputError, ModelError
+from jobs.fingerprint import adapter_fingerprint, node_fingerprint
+from jobs.generate_flags import STRENGTH, check_given, fill_defaults
+from jobs.generate_inputs import (
+    GenerateInputs,
+    check_cache,
+    check_takes_pictures,
+    read_inputs,
+    read_loras,
+)
+from jobs.image_metadata import with_metadata
+from jobs.writers import ImageFormat, Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from zimage_core.pictures import Picture
-
-_STRENGTH = 0.6
-_SIDE = 1024
-_LATENT_PIXELS = PIXEL_MULTIPLE // 2  # latents are cut into patches of two by two
-_SUFFIXES: dict[str, dict[str, Any]] = {
-    ".png": {},
-    ".jpg": {"quality": 95},
-    ".jpeg": {"quality": 95},
-    ".webp": {"quality": 95},
+_FORMATS: dict[str, ImageFormat] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+}
+_OPTIONS: dict[ImageFormat, dict[str, Any]] = {
+    "png": {},
+    "jpeg": {"quality": 95},
+    "webp": {"quality": 95},
 }
 
 
 def generate_file(args: argparse.Namespace) -> int:
     """Make the picture that the flags ask for and write it to `args.output`.
 
+    With `args.source`, make that image again and say how the two compare: exit code 1 where they
+    differ though no flag asked for another image.
+
     Raises:
-        InputError: a flag that does not fit, or an output that cannot be written.
+        InputError: a flag that does not fit, an image of `--from` that does not say how it was
+            made, or an output that cannot be written.
         ModelError: the checkpoint cannot be loaded.
     """
-    suffix = args.output.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise InputError(f"--output: {args.output}: allowed: {', '.join(_SUFFIXES)}")
-    if not args.output.absolute().parent.is_dir():
-        raise InputError(f"--output: {args.output}: no such folder: {args.output.parent}")
+    check_given(args)
+    if args.output is not None:
+        _check_output(args.output)
+    remake = None
+    if args.source is not None:
+        from jobs.remake import Remake
+
+        remake = Remake(args)
     for flag, pixels in (("--width", args.width), ("--height", args.height)):
         fault = None if pixels is None else pixels_fault(pixels)
         if fault is not None:
             raise InputError(f"{flag}: {pixels}: {fault}")
-    loras = _loras(args.lora or [], args.lora_scale or [])
-    if loras and args.quantization != "none":
+    loras = read_loras(args.lora or [], args.lora_scale or [])
+    if loras and args.quantization not in (None, "none"):
         raise InputError(
             f"--quantization: {args.quantization!r}: --lora cannot be put into 8-bit weights; "
             "allowed: 'none', or no --lora"
         )
-    pictures, (args.height, args.width) = _pictures(args)
-    start, mask = _start(args), _mask(args)
-    _check_cache(args)
+    fill_defaults(args)
+    inputs = read_inputs(args)
+    check_cache(args)
     if not args.model.is_dir():
         raise ModelError(f"--model: {args.model}: no such folder; allowed: a checkpoint folder")
-    if pictures:
-        _check_takes_pictures(args.model)
+    if inputs.pictures:
+        check_takes_pictures(args.model)
 
     import torch
 
@@ -66,10 +87,16 @@ def generate_file(args: argparse.Namespace) -> int:
     from zimage_core.quantization import QuantizationError
 
     device = device_type()
+    if remake is not None:
+        remake.settle(device)
+        remake.check_hashes(inputs.hashes)
     dtype = args.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     started = time.perf_counter()
+    fingerprint = None
+    if remake is not None or args.embed_metadata == "full":
+        fingerprint = _Fingerprint(args.model, _parts(args))
     try:
         components = load_from_local_dir(
             args.model,
@@ -92,6 +119,8 @@ def generate_file(args: argparse.Namespace) -> int:
         raise InputError(str(error)) from error
     _merge_loras(components["transformer"], loras)
     loaded = time.perf_counter()
+    if remake is not None and fingerprint is not None:
+        remake.check_weights(fingerprint.result())
     try:
         images = generate(
             **components,
@@ -102,165 +131,132 @@ def generate_file(args: argparse.Namespace) -> int:
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
             generator=torch.Generator("cpu").manual_seed(args.seed),
-            image=start,
-            mask_image=mask,
-            images=pictures or None,
-            strength=_STRENGTH if args.strength is None else args.strength,
+            cfg_normalization=args.cfg_normalization,
+            cfg_truncation=args.cfg_truncation,
+            max_sequence_length=args.max_sequence_length,
+            image=inputs.start,
+            mask_image=inputs.mask,
+            images=inputs.pictures or None,
+            strength=STRENGTH if args.strength is None else args.strength,
             cache=args.cache,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
-    try:
-        cast("Image", images[0]).save(args.output, **_SUFFIXES[suffix])
-    except OSError as error:
-        raise InputError(f"--output: {args.output}: cannot be written: {error}") from error
+    image = cast("Image", images[0])
     made = time.perf_counter()
+    making: dict[str, object] = {}
+    if fingerprint is not None:
+        making = {
+            **_making(args, inputs, loras),
+            "model_fingerprint": fingerprint.result(),
+            "dtype": dtype,
+            "attention": components["transformer"].attention_backend,
+            "device_type": device,
+            "threads": torch.get_num_threads(),
+        }
+    if args.output is not None:
+        _write(args, image, making, from_picture=bool(inputs.hashes))
     print(
-        f"{args.output}: {args.width}x{args.height}, seed {args.seed}, {dtype} on {device}; "
-        f"loaded in {loaded - started:.1f} s, made in {made - loaded:.1f} s",
+        f"{args.output or args.source}: {args.width}x{args.height}, seed {args.seed}, {dtype} on "
+        f"{device}; loaded in {loaded - started:.1f} s, made in {made - loaded:.1f} s",
         file=sys.stderr,
     )
-    return EXIT_OK
+    if remake is None:
+        return EXIT_OK
+    return remake.compare(np.asarray(image), making, _encoded)
 
 
-def _pictures(args: argparse.Namespace) -> tuple[list[Picture], tuple[int, int]]:
-    """The pictures of `--image`, read before a model is loaded, and height and width to make."""
-    files: list[Path] = args.image or []
-    if not files:
-        return [], (args.height or _SIDE, args.width or _SIDE)
-    from zimage_core.image_files import read_image
-    from zimage_core.pictures import output_size, prepare_picture
+def _check_output(output: Path) -> None:
+    if output.suffix.lower() not in _FORMATS:
+        raise InputError(f"--output: {output}: allowed: {', '.join(_FORMATS)}")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"--output: {output}: no such folder: {output.parent}")
 
-    if args.init_image is not None:
-        raise InputError(
-            f"--image: {files[0]}: edited, and --init-image started from; allowed: one of the two"
-        )
-    area = args.width * args.height if args.width and args.height else None
-    pictures = []
-    for file in files:
+
+def _write(
+    args: argparse.Namespace, image: Image, making: dict[str, object], *, from_picture: bool
+) -> None:
+    content = with_metadata(
+        _encoded(np.asarray(image), _FORMATS[args.output.suffix.lower()]),
+        args.embed_metadata,
+        making,
+        from_picture=from_picture,
+    )
+    try:
+        args.output.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"--output: {args.output}: cannot be written: {error}") from error
+
+
+def _encoded(pixels: Pixels, form: ImageFormat) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **_OPTIONS[form])
+    return buffer.getvalue()
+
+
+def _making(
+    args: argparse.Namespace, inputs: GenerateInputs, loras: list[tuple[Path, float]]
+) -> dict[str, object]:
+    """What the flags say of how the image was made, for `with_metadata`; no folder is named."""
+    replaced = [f"{name} {path.name}" for name, path in _parts(args).items()]
+    if args.quantization != "none":
+        replaced.append(f"{args.quantization} weights")
+    name = args.model.resolve().name
+    return {
+        "prompt": args.prompt,
+        "negative_prompt": args.negative_prompt or None,
+        "seed": args.seed,
+        "width": args.width,
+        "height": args.height,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance,
+        "cfg_normalization": args.cfg_normalization,
+        "cfg_truncation": args.cfg_truncation,
+        "max_sequence_length": args.max_sequence_length,
+        "cache": args.cache,
+        "strength": None
+        if inputs.start is None
+        else (STRENGTH if args.strength is None else args.strength),
+        **inputs.hashes,
+        "loras": [
+            {"name": file.name, "scale": scale, "fingerprint": adapter_fingerprint(file)}
+            for file, scale in loras
+        ]
+        or None,
+        "model": f"{name} with {', '.join(replaced)}" if replaced else name,
+        "compile": False,
+        "quantization": args.quantization,
+    }
+
+
+def _parts(args: argparse.Namespace) -> dict[str, Path]:
+    given = {name: getattr(args, name) for name in ("transformer", "vae", "text_encoder")}
+    return {name: path for name, path in given.items() if path is not None}
+
+
+class _Fingerprint:
+    """Of a checkpoint, computed while it is loaded and used; a process ends without it."""
+
+    def __init__(self, model: Path, parts: dict[str, Path]) -> None:
+        self._found: str | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(model, parts), daemon=True)
+        self._thread.start()
+
+    def result(self) -> str:
+        """Waits for it. Raises ModelError where it cannot be computed."""
+        self._thread.join()
+        if self._found is None:
+            raise ModelError(f"--model: {self._error}") from self._error
+        return self._found
+
+    def _run(self, model: Path, parts: dict[str, Path]) -> None:
         try:
-            image = read_image(file).decode()
-        except ValueError as error:  # begins with the file's name
-            raise InputError(f"--image: {error}") from error
-        try:
-            pictures.append(prepare_picture(image, multiple=PIXEL_MULTIPLE, area=area))
-        except ValueError as error:
-            reason = str(error).removeprefix("images: ")
-            raise InputError(f"--image: {file}: {reason}") from error
-    return pictures, output_size([pictures], args.height, args.width)
-
-
-def _check_takes_pictures(model: Path) -> None:
-    from zimage_core import CheckpointError
-    from zimage_core.model_index import check_model_index
-
-    try:
-        takes = check_model_index(model)
-    except CheckpointError as error:
-        raise ModelError(str(error)) from error
-    if not takes:
-        raise InputError(
-            f"--image: {model}: takes no pictures to edit (model_index.json names no siglip); "
-            "allowed: an Edit or Omni checkpoint, or --init-image to start from a picture"
-        )
-
-
-def _start(args: argparse.Namespace) -> Image | None:
-    """The picture of `--init-image`, read before a model is loaded."""
-    from zimage_core.image_files import ImageFileError, read_image
-    from zimage_core.strength import first_step
-
-    if args.init_image is None:
-        if args.strength is not None:
-            raise InputError(f"--strength: {args.strength:g}: no --init-image is given")
-        return None
-    try:
-        first_step(args.steps, _STRENGTH if args.strength is None else args.strength)
-    except ValueError as error:
-        raise InputError(f"--{error}") from error
-    try:
-        image = read_image(args.init_image).decode()
-    except ImageFileError as error:
-        raise InputError(f"--init-image: {error}") from error
-    _note_stretched(args.init_image, image, args)
-    return image
-
-
-def _mask(args: argparse.Namespace) -> Image | None:
-    """The picture of `--mask`, read before a model is loaded."""
-    if args.mask is None:
-        return None
-    from zimage_core.image_files import ImageFileError, read_image
-    from zimage_core.inpainting import check_inpainting, from_input, opaque, to_latent_size
-
-    if args.init_image is None:
-        raise InputError(f"--mask: {args.mask}: no --init-image is given, to which it belongs")
-    try:
-        check_inpainting(has_image=True, cache=args.cache)
-    except ValueError as error:
-        raise InputError(f"--{error}") from error
-    try:
-        mask = read_image(args.mask).decode(opaque)
-    except ImageFileError as error:
-        raise InputError(f"--mask: {error}") from error
-    white = from_input(mask, height=args.height, width=args.width)
-    if not to_latent_size(white, _LATENT_PIXELS).any():
-        reason = "black everywhere"
-        if white.any():
-            reason = f"no white area of {_LATENT_PIXELS} x {_LATENT_PIXELS} pixels"
-        raise InputError(
-            f"--mask: {args.mask}: {reason} at {args.width}x{args.height}: nothing would be made "
-            "anew; allowed: white where the picture is to change"
-        )
-    _note_stretched(args.mask, mask, args)
-    return mask
-
-
-def _note_stretched(file: Path, image: Image, args: argparse.Namespace) -> None:
-    if image.width * args.height != image.height * args.width:
-        print(
-            f"note: {file} is {image.width}x{image.height} and is stretched to "
-            f"{args.width}x{args.height}",
-            file=sys.stderr,
-        )
-
-
-def _check_cache(args: argparse.Namespace) -> None:
-    from zimage_core.step_cache import check_cache
-    from zimage_core.strength import first_step
-
-    first = 0
-    if args.init_image is not None:
-        first = first_step(args.steps, _STRENGTH if args.strength is None else args.strength)
-    try:
-        check_cache(args.cache, args.steps - first)
-    except ValueError as error:
-        raise InputError(f"--{error}") from error
-
-
-def _loras(files: list[Path], scales: list[float]) -> list[tuple[Path, float]]:
-    """Each `--lora` with its strength; the files are looked at before a model is loaded."""
-    from zimage_core.lora_file import open_lora
-
-    if scales and len(scales) not in (1, len(files)):
-        raise InputError(
-            f"--lora-scale: {len(scales)} given for {len(files)} --lora; allowed: one for all, or "
-            "one for each"
-        )
-    if scales and not files:
-        raise InputError(f"--lora-scale: {scales[0]:g}: no --lora is given")
-    for scale in scales:
-        if not math.isfinite(scale):
-            raise InputError(f"--lora-scale: {scale}: allowed: a finite number")
-    for file in files:
-        if files.count(file) > 1:
-            raise InputError(f"--lora: {file}: given twice")
-        try:
-            open_lora(file)
-        except ValueError as error:
-            raise InputError(f"--lora: {error}") from error
-    every = scales or [1.0]
-    return list(zip(files, every if len(every) == len(files) else every * len(files), strict=True))
+            self._found = node_fingerprint(model, **parts)
+        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+            self._error = error
 
 
 def _offload(args: argparse.Namespace, device: str, dtype: str) -> str:
@@ -271,10 +267,8 @@ def _offload(args: argparse.Namespace, device: str, dtype: str) -> str:
 
     from jobs.memory_needs import AUTO_OFFLOAD, first_fitting, image_memory, memory_model
 
-    given = {name: getattr(args, name) for name in ("transformer", "vae", "text_encoder")}
-    parts = {name: path for name, path in given.items() if path is not None}
     needed = image_memory(
-        memory_model(args.model, parts, dtype, args.quantization),
+        memory_model(args.model, _parts(args), dtype, args.quantization),
         height=args.height,
         width=args.width,
         guided=args.guidance > 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from jobs.config import JobConfig
 from jobs.errors import EXIT_DIFFERENCE, EXIT_OK, InputError, StorageError, StorageUnusableError
 from jobs.layers import INPUT_PATHS
 from jobs.output import Output, read_image_bytes
+from jobs.pixel_difference import PixelDifference, pixel_difference
 from jobs.progress_bar import ProgressBar
 from jobs.quantities import counted
 from jobs.record import PATH
@@ -140,10 +140,9 @@ def _difference(sample: dict[str, Any]) -> str:
     lossy = f"; it is stored as {sample['format']}, which loses some" * (sample["format"] in _LOSSY)
     if sample["max_difference"] == 0:
         return "equal to the stored image, whose pixels are not those of its row's hash"
-    return (
-        f"by up to {sample['max_difference']} of 255 in {sample['differing']:.2%} of the values, "
-        f"PSNR {sample['psnr']:.1f} dB, from the stored image{lossy}"
-    )
+    keys = ("max_difference", "differing", "psnr")
+    words = PixelDifference(**{key: sample[key] for key in keys}).words()
+    return f"{words}, from the stored image{lossy}"
 
 
 def _recorded_config(output: Output, sets: Sequence[str]) -> JobConfig:
@@ -219,8 +218,6 @@ def _compare(output: Output, row: Row, image: Pixels | ImageFault) -> Compared:
 
 def _distance(output: Output, row: Row, image: Pixels) -> dict[str, Any]:
     """How far an image is from the stored one."""
-    import numpy as np
-
     words = "the stored image cannot be compared: "
     try:
         content = read_image_bytes(output.storage, row)
@@ -231,10 +228,4 @@ def _distance(output: Output, row: Row, image: Pixels) -> dict[str, Any]:
         return {"problem": f"{words}{error}"}
     if stored.shape != image.shape:
         return {"problem": f"{words}it has {stored.shape[1]}x{stored.shape[0]} pixels"}
-    distance = np.abs(stored.astype(np.int16) - image.astype(np.int16))
-    mean_square = float(np.mean(np.square(distance, dtype=np.float64)))
-    return {
-        "max_difference": int(distance.max()),
-        "differing": float(np.mean(distance > 0)),
-        "psnr": 10 * math.log10(255**2 / mean_square) if mean_square else None,
-    }
+    return asdict(pixel_difference(stored, image))
