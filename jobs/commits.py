@@ -215,7 +215,7 @@ def _current(
         return manifest.SCHEMA.empty_table()
     schema = manifest.unify(t.schema for t in tables)
     if columns is not None:  # among them columns that are in none or some of the parts
-        known = {field.name: field for field in [*manifest.TAR_SCHEMA, *schema]}
+        known = {field.name: field for field in [*manifest.FURTHER, *schema]}
         schema = pa.schema([known.get(name, pa.field(name, pa.string())) for name in columns])
     table = pa.concat_tables(manifest.cast(t, schema) for t in tables)
     indices = table["index"].to_numpy()

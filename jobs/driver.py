@@ -312,6 +312,7 @@ class Driver:
             metadata=sample.metadata,
             tar=result.tar,
             tar_offset=result.tar_offset,
+            planned_seed=sample.planned_seed,
         )
 
 

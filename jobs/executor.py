@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from jobs.canaries import CanaryReport
 from jobs.errors import ErrorType
 from jobs.manifest import BatchMode
+from jobs.moved_seeds import MovedSeed
 from jobs.plan import Sample, Shard
 
 
@@ -79,6 +80,7 @@ class Lease:
         isolate: make each of `indices` alone and plan nothing else, for finding the sample that
             kills its worker.
         kills: how many workers died or hung with these samples so far.
+        seeds: of samples of the shard that are not the plan's, by index.
     """
 
     shard: Shard
@@ -86,6 +88,7 @@ class Lease:
     indices: tuple[int, ...] | None = None
     isolate: bool = False
     kills: int = 0
+    seeds: Mapping[int, MovedSeed] = field(default_factory=dict, hash=False)
 
     @property
     def wanted(self) -> Sequence[int]:

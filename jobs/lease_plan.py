@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.config import JobConfig
 from jobs.executor import Lease, Planned, Result
 from jobs.image_output import Made
+from jobs.moved_seeds import with_moved_seed
 from jobs.plan import PromptError, Sample, lost_sample, make_sample, plan_batches, work_order
 from prompt_generators import PromptGenerator
 
@@ -57,11 +58,13 @@ def plan_lease(
     for index in indices:
         on_sample(index)
         try:
-            samples.append(make_sample(config, generator, index, takes_pictures=takes_pictures))
+            sample = make_sample(config, generator, index, takes_pictures=takes_pictures)
+            samples.append(with_moved_seed(sample, lease.seeds))
         except PromptError as error:
             made = Made(index, lease.attempt, (index,), "planned")
             failures[index] = made.failed("prompt_error", str(error))
-            lost.append(lost_sample(config, index))
+            sample, moved = lost_sample(config, index), lease.seeds.get(index)
+            lost.append(sample if moved is None else moved.into(sample))
     lengths = caption_lengths([s.prompt for s in samples], config.sampling.max_sequence_length)
     size = 1 if lease.isolate else batch_size
     batches = plan_batches(samples, lengths, size) + [[s] for s in lost]

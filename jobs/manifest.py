@@ -68,6 +68,9 @@ COLUMN_NAMES = tuple(SCHEMA.names)
 # Where images lie in tars (`output.layout: webdataset`) these follow, before the profile columns.
 # Other outputs do without them, and so do parts without any image.
 TAR_SCHEMA = pa.schema([pa.field("tar", _STR), pa.field("tar_offset", _I64)])
+# And then, in parts with an image that was made again because it was rejected, the plan's seed.
+MOVED_SCHEMA = pa.schema([pa.field("planned_seed", _I64)])
+FURTHER = (*TAR_SCHEMA, *MOVED_SCHEMA)
 PROFILE_PREFIX = "profile_"
 _ROW_GROUP = 50_000
 
@@ -81,6 +84,8 @@ class ManifestRow:
     Args:
         tar: in the webdataset layout, the tar's path in the output; `file_name` is then the
             member's name, and the image the `bytes` bytes of the tar from `tar_offset`.
+        planned_seed: what the plan had, where `seed` is another because the image that was there
+            before had been rejected.
     """
 
     file_name: str | None
@@ -118,14 +123,20 @@ class ManifestRow:
     metadata: Mapping[str, object]
     tar: str | None = None
     tar_offset: int | None = None
+    planned_seed: int | None = None
 
 
-assert tuple(f.name for f in fields(ManifestRow)) == (*COLUMN_NAMES, "metadata", *TAR_SCHEMA.names)
+assert tuple(f.name for f in fields(ManifestRow)) == (
+    *(*COLUMN_NAMES, "metadata", *(field.name for field in FURTHER)),
+)
 
 
 def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
     """Rows as a table: the fixed columns, then `profile_<column>` in order of first appearance."""
-    schema = _with_tars(SCHEMA) if any(row.tar is not None for row in rows) else SCHEMA
+    schema = _fixed_schema(
+        tars=any(row.tar is not None for row in rows),
+        moved=any(row.planned_seed is not None for row in rows),
+    )
     values = zip(*map(attrgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
     columns = [
         pa.array(column, type=field.type) for column, field in zip(values, schema, strict=True)
@@ -141,20 +152,21 @@ def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """One schema for several parts: profile columns get the narrowest type that holds them all.
 
-    It has the columns of tars if one of the parts has.
+    It has the columns of tars, and that of moved seeds, if one of the parts has.
     """
     profile: dict[str, pa.DataType] = {}
-    result = SCHEMA
+    tars = moved = False
     previous: pa.Schema | None = None
     for schema in schemas:
         if previous is not None and schema.equals(previous):
             continue  # nearly all parts of a job: to look at each field takes long
         previous = schema
-        if TAR_SCHEMA.names[0] in schema.names:
-            result = _with_tars(SCHEMA)
+        tars |= TAR_SCHEMA.names[0] in schema.names
+        moved |= MOVED_SCHEMA.names[0] in schema.names
         for field in schema:
             if field.name.startswith(PROFILE_PREFIX):
                 profile[field.name] = _common(profile.get(field.name, pa.null()), field.type)
+    result = _fixed_schema(tars=tars, moved=moved)
     for name, kind in profile.items():
         # an all-null column still needs a type that every reader knows
         result = result.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
@@ -212,7 +224,7 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> i
 
 
 def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes; of `columns` those of profiles and tars may be absent.
+    """The table in a Parquet file's bytes; of `columns` those after the fixed ones may be absent.
 
     Raises:
         pa.ArrowException, OSError: the file is damaged, or holds what no part may: see
@@ -224,7 +236,7 @@ def from_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
         pa.BufferReader(content), page_checksum_verification=True, pre_buffer=False
     )
     names = None if not columns else [n for n in columns if n in file.schema_arrow.names]
-    table = read_bounded(file, SCHEMA, names)
+    table = read_bounded(file, SCHEMA, names, further=FURTHER)
     return table if names is None else table.select(names)
 
 
@@ -239,8 +251,10 @@ def schema_of(content: bytes) -> pa.Schema:
     return file.schema_arrow
 
 
-def _with_tars(schema: pa.Schema) -> pa.Schema:
-    for field in TAR_SCHEMA:
+def _fixed_schema(*, tars: bool, moved: bool) -> pa.Schema:
+    """All columns before those of profiles."""
+    schema = SCHEMA
+    for field in [*(TAR_SCHEMA if tars else ()), *(MOVED_SCHEMA if moved else ())]:
         schema = schema.append(field)
     return schema
 

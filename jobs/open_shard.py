@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs.executor import Lease, Result, WorkerInfo
+from jobs.moved_seeds import MovedSeed
 from jobs.plan import Sample, Shard
 
 
@@ -17,12 +18,14 @@ class Work:
         indices: which; None for all.
         revision: 0 for rows made for the first time, else above all revisions of the shard.
         failed_before: those of them whose current row is a failed one.
+        seeds: of samples of the shard that are not the plan's, by index.
     """
 
     shard: Shard
     revision: int = 0
     indices: frozenset[int] | None = None
     failed_before: frozenset[int] = frozenset()
+    seeds: Mapping[int, MovedSeed] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.shard) if self.indices is None else len(self.indices)

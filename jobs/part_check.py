@@ -22,12 +22,17 @@ _YEARS = (1, 9999)  # that Python's dates know
 
 
 def read_bounded(
-    file: pq.ParquetFile, schema: pa.Schema, columns: Sequence[str] | None
+    file: pq.ParquetFile,
+    schema: pa.Schema,
+    columns: Sequence[str] | None,
+    *,
+    further: Sequence[pa.Field] = (),
 ) -> pa.Table:
     """Read columns of a part, all if None.
 
     Args:
         schema: what its first columns must be.
+        further: columns that may follow.
 
     Raises:
         pa.ArrowException, OSError: it is damaged, too large, of another schema, or holds a null or
@@ -35,7 +40,7 @@ def read_bounded(
     """
     described = file.metadata
     check_size(described)
-    fault = types_fault(file.schema_arrow, schema)
+    fault = types_fault(file.schema_arrow, schema, further)
     if fault is not None:
         raise pa.ArrowInvalid(f"{fault}.")
     step = _rows_at_once(described)
@@ -65,7 +70,9 @@ def check_size(described: pq.FileMetaData) -> None:
             raise pa.ArrowInvalid(f"it has {count:,} {what}; allowed: up to {most:,}.")
 
 
-def types_fault(found: pa.Schema, schema: pa.Schema) -> str | None:
+def types_fault(
+    found: pa.Schema, schema: pa.Schema, further: Sequence[pa.Field] = ()
+) -> str | None:
     """Words for the first column that is missing or of another type; None where all is well."""
     for position, field in enumerate(schema):
         here = found.field(position) if position < len(found) else None
@@ -75,6 +82,10 @@ def types_fault(found: pa.Schema, schema: pa.Schema) -> str | None:
     if len(set(found.names)) < len(found):
         twice = next(name for name in found.names if found.names.count(name) > 1)
         return f"column {twice[:200]!r} is there twice"
+    for field in further:
+        kind = found.field(field.name).type if field.name in found.names else field.type
+        if kind != field.type:
+            return f"column {field.name} is {str(kind)[:200]}; allowed: {field.type}"
     for field in list(found)[len(schema) :]:
         if not _is_scalar(field.type):
             kind = str(field.type)[:200]

@@ -71,6 +71,7 @@ class Sample:
     """One image to make.
 
     Args:
+        planned_seed: what the plan had, where `seed` is another (`moved_seeds`).
         images: that it is made from, in order.
         edits: whether they are edited; else there is at most one, which it starts from.
     """
@@ -86,6 +87,7 @@ class Sample:
     images: tuple[InputImage, ...] = ()
     edits: bool = False
     metadata: Mapping[str, object] = field(default_factory=dict)
+    planned_seed: int | None = None
 
     @property
     def init_image(self) -> InputImage | None:
@@ -136,6 +138,14 @@ class JobPlan:
             if extent.first_shard <= shard_id < extent.first_shard + extent.num_shards:
                 return extent.shard(shard_id)
         raise KeyError(shard_id)
+
+    def shard_of(self, index: int) -> Shard:
+        """The shard that a sample is in. Raises KeyError if it is not planned."""
+        for extent in self.extents:
+            if extent.start <= index < extent.stop:
+                within = (index - extent.start) // extent.shard_size
+                return extent.shard(extent.first_shard + within)
+        raise KeyError(index)
 
     def extended_to(self, stop: int, shard_size: int) -> JobPlan:
         """This plan with a further extent up to `stop`, if that is beyond the last one."""

@@ -16,7 +16,7 @@ from jobs.errors import InputError, StorageError
 from jobs.input_images import EDITED, STARTED_FROM, image_role
 from jobs.manifest import PROFILE_PREFIX
 from jobs.output import IMAGE_COLUMNS, Output
-from jobs.plan import JobPlan, Sample, Shard
+from jobs.plan import Sample
 
 _OF_IMAGES = [
     PROFILE_PREFIX + key
@@ -27,6 +27,7 @@ _COLUMNS = [
     *dict.fromkeys(
         (
             *("index", "prompt_index", "status", "prompt", "negative_prompt", "seed"),
+            "planned_seed",
             *("width", "height", "loras", "model_fingerprint", "dtype", "attention", "format"),
             *("pixels_sha256", "revision", "attempt", "batch", "batch_mode", "device"),
             *("error_type", "error_message", *_OF_IMAGES, *IMAGE_COLUMNS),
@@ -64,7 +65,12 @@ def recorded_batches(output: Output, indices: Iterable[int]) -> list[RecordedBat
     shards: dict[int, list[Row]] = {}
     found: dict[tuple[str, tuple[int, ...], str], RecordedBatch] = {}
     for index in sorted(set(indices)):
-        shard = _shard_of(plan, index)
+        try:
+            shard = plan.shard_of(index)
+        except KeyError:
+            raise InputError(
+                f"sample {index}: not planned; allowed: samples {plan.start} to {plan.stop - 1}"
+            ) from None
         if shard.id not in shards:
             shards[shard.id] = _rows(output.listing, shard.id)
         row = _row_of(output, shards[shard.id], index)
@@ -74,15 +80,6 @@ def recorded_batches(output: Output, indices: Iterable[int]) -> list[RecordedBat
             found[key] = RecordedBatch(tuple(samples), {}, row["dtype"])
         found[key].rows[index] = row
     return list(found.values())
-
-
-def _shard_of(plan: JobPlan, index: int) -> Shard:
-    for extent in plan.extents:
-        if extent.start <= index < extent.stop:
-            return extent.shard(extent.first_shard + (index - extent.start) // extent.shard_size)
-    raise InputError(
-        f"sample {index}: not planned; allowed: samples {plan.start} to {plan.stop - 1}"
-    )
 
 
 def _rows(listing: Listing, shard: int) -> list[Row]:

@@ -96,7 +96,7 @@ class Scheduler:
             work = self._ahead.popleft()
             queue = self._open.setdefault(work.shard.id, deque())
             indices = None if work.indices is None else tuple(sorted(work.indices))
-            lease = self._lease(work.shard, indices)
+            lease = Lease(work.shard, self._attempt(work.shard), indices, seeds=work.seeds)
             queue.append(OpenShard(work, set(lease.wanted)))
         self._leased[lease.attempt] = Held(lease, left=len(lease.wanted))
         return lease
@@ -277,14 +277,14 @@ class Scheduler:
             return [self._renew(lease, g, kills) for g in groups]
         return [self._renew(lease, (i,), kills, isolate=True) for i in left]
 
-    def _lease(self, shard: Shard, indices: tuple[int, ...] | None) -> Lease:
-        return Lease(shard, f"{shard.id:08d}-{self._nonce()}", indices)
+    def _attempt(self, shard: Shard) -> str:
+        return f"{shard.id:08d}-{self._nonce()}"
 
     def _renew(
         self, lease: Lease, indices: tuple[int, ...] | None, kills: int, *, isolate: bool = False
     ) -> Lease:
-        attempt = f"{lease.shard.id:08d}-{self._nonce()}"
-        return Lease(lease.shard, attempt, indices, lease.isolate or isolate, kills)
+        attempt, isolate = self._attempt(lease.shard), lease.isolate or isolate
+        return Lease(lease.shard, attempt, indices, isolate, kills, lease.seeds)
 
     def _of(self, lease: Lease) -> OpenShard | None:
         """The open shard that wants a lease's samples; None if it is committed already."""
@@ -297,7 +297,11 @@ class Scheduler:
     ) -> None:
         if result.index in shard.outcomes or result.index not in shard.wanted:
             return
-        sample = shard.samples.get(result.index) or self._placeholder(result.index)
+        sample = shard.samples.get(result.index)
+        if sample is None:
+            sample = self._placeholder(result.index)
+            moved = shard.work.seeds.get(result.index)
+            sample = sample if moved is None else moved.into(sample)
         shard.outcomes[result.index] = Outcome(sample, result, lease, worker, info)
         held = self._leased.get(lease.attempt)
         if held is not None:
