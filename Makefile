@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo images test test-browser chaos chaos-long test-slow check format wheel bench clean
+.PHONY: demo images docs test test-browser chaos chaos-long test-slow check format wheel bench clean
 
 demo: $(STAMP)
 	$(BIN)/zimage run jobs/avatars.yaml --config configs/z-image-tiny.yaml \
@@ -28,6 +28,11 @@ images: $(STAMP)
 			--output output/images/$$name || exit 1; \
 		$(BIN)/python -m jobs.contact_sheet output/images/$$name docs/images/$$name.webp || exit 1; \
 	done
+
+# The documents as a site, in output/site; a link or an anchor that leads nowhere is an error. The
+# variable is for an advertisement that the theme prints.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .mkdocs.yml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
