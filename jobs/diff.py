@@ -32,7 +32,9 @@ _PER_SAMPLE = {
     *("sampling.width", "sampling.height", "sampling.seed", "sampling.negative_prompt"),
     *("sampling.images_per_prompt", "sampling.strength", "prompts.start"),
 }
-_OF_FILES = {"name", "output.layout", "output.format"}  # the same pixels in other files
+_OF_FILES = {  # the same pixels in other files
+    *("name", "output.layout", "output.format", "output.png_level", "output.embed_metadata"),
+}
 _OF_GUIDANCE = {"sampling.cfg_normalization", "sampling.cfg_truncation"}
 
 

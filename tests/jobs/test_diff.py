@@ -106,11 +106,18 @@ def test_a_seed_that_a_row_brings_is_not_that_of_the_job(jobs: CommandLine) -> N
 
 
 def test_keys_of_every_image_and_of_every_file(jobs: CommandLine) -> None:
-    change(jobs, ("steps: 1", "steps: 2, guidance_scale: 3.0"), ("name: t", "name: u"))
+    change(
+        jobs,
+        ("steps: 1", "steps: 2, guidance_scale: 3.0"),
+        ("name: t", "name: u"),
+        ("uri: out", "uri: out, png_level: 9, embed_metadata: none"),
+    )
     ended = jobs("diff", "a.yaml", "b.yaml", code=0)
     assert "every image: sampling.guidance_scale: 0.0 -> 3.0\n" in ended.out
     assert "every image: sampling.num_inference_steps: 1 -> 2\n" in ended.out
     assert "every file, not its pixels: name: 't' -> 'u'\n" in ended.out
+    assert "every file, not its pixels: output.png_level: 1 -> 9\n" in ended.out
+    assert "every file, not its pixels: output.embed_metadata: 'full' -> 'none'\n" in ended.out
     assert "12 to make again" in ended.out
     # without guidance its options have no say; a batch size that `auto` stands for is no change
     change(jobs, ("steps: 1", "steps: 1, cfg_truncation: 0.5, batch_size: 8"))
