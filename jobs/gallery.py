@@ -180,6 +180,8 @@ def import_rejected(uri: str, file: Path) -> int:
             f"{uri}/{PATH}: {counted(new, 'image')} rejected, {len(wanted) - new:,} already were"
         )
     )
+    if wanted:
+        print("zimage run JOB --redo-rejected makes them again", file=sys.stderr)
     if len(found) > len(wanted):
         count = counted(len(found) - len(wanted), "row")
         print(f"left out: {count} of images that were made again since")

@@ -28,19 +28,30 @@ from zimage_core.step_cache import computed_steps
 from zimage_core.strength import first_step
 
 _SHOWN_PROMPTS = 4
+_SHOWN_REDONE = 20
 # Bytes of a PNG for each pixel, from 1024 x 1024 test images of natural statistics: 1.8 MB.
 _BYTES_PER_PIXEL = {"png": 1.8, "jpeg": 0.5, "webp": 0.4}
 
 
-def plan_report(config: JobConfig, *, gpus: int | None, device: str | None, as_json: bool) -> int:
+def plan_report(
+    config: JobConfig,
+    *,
+    gpus: int | None,
+    device: str | None,
+    as_json: bool,
+    redo_rejected: bool = False,
+) -> int:
     """Check a job and print what it will do; exit code 0.
+
+    Args:
+        redo_rejected: what a run with this flag will do.
 
     Raises:
         JobError: the first thing that a run would stumble over.
     """
     if device is not None and device.lower() not in CARDS:
         raise InputError(f"--device: {device!r}: unknown; allowed: {', '.join(CARDS)}")
-    prepared = prepare(config, RunOptions(), create=False)
+    prepared = prepare(config, RunOptions(redo_rejected=redo_rejected), create=False)
     report = _report(prepared, gpus, device)
     if as_json:
         print(visible(json.dumps(report, indent=2, ensure_ascii=False), longest=None))
@@ -68,6 +79,11 @@ def _report(prepared: Prepared, gpus: int | None, device: str | None) -> dict[st
         "shards": resume.plan.num_shards,
         "to_make": resume.num_to_make,
         "resume": resume.words(),
+        "redo": [
+            {"index": r.index, "seed": r.seed, "next_seed": r.next.seed, "note": r.note}
+            for r in resume.redone
+        ],
+        "notes": resume.marks.notes() if resume.marks else [],
         "model": model,
         "loras": _loras(prepared),
         "disk": {
@@ -91,6 +107,13 @@ def format_plan(report: dict[str, Any]) -> str:
         f"{counted(report['shards'], 'shard')} -> {report['output']}",
         f"  run      {report['resume']}",
     ]
+    lines += [f"           NOTE: {note}" for note in report["notes"]]
+    for redo in report["redo"][:_SHOWN_REDONE]:
+        note = f": {redo['note']}" if redo["note"] else ""
+        lines.append(f"    {redo['index']:>6}  seed {redo['seed']} -> {redo['next_seed']}{note}")
+    hidden = len(report["redo"]) - _SHOWN_REDONE
+    if hidden > 0:
+        lines.append(f"            ... and {hidden:,} more (--json lists all)")
     if model["state"] == "complete":
         lines.append(
             f"  model    {model['path']}: {model['parameters'] / 1e6:,.1f} M parameters, "

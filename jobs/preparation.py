@@ -13,6 +13,7 @@ from jobs.input_images import check_images, image_role
 from jobs.loras import DeclaredLora, declared_loras, lora_changes
 from jobs.plan import MAX_SEED, JobPlan, job_generator, new_plan, num_prompts
 from jobs.record import PATH, JobRecord, check_record, prompt_source, read_record
+from jobs.redo import read_marks
 from jobs.resume import Resume, changed_samples, concerns_image, retry_failed
 from jobs.settings import refuse_unavailable
 from jobs.storage import Storage
@@ -35,6 +36,7 @@ class RunOptions:
     limit: int | None = None
     retry_failed: bool = False
     accept_changes: bool = False
+    redo_rejected: bool = False
     command: tuple[str, ...] = ()
 
 
@@ -114,6 +116,8 @@ def prepare(config: JobConfig, options: RunOptions, *, create: bool) -> Prepared
         resume.changed = _changes(config, generator, storage, record, resume, options)
     if options.retry_failed:
         resume.retry = retry_failed(plan, listing)
+    if options.redo_rejected:
+        resume.marks = read_marks(storage, plan, listing)
     return Prepared(config, generator, storage, record, resume, takes_pictures, loras)
 
 

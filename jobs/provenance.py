@@ -8,6 +8,7 @@ from jobs.config import JobConfig
 from jobs.epoch import read_events
 from jobs.errors import InputError
 from jobs.fingerprint import node_fingerprint
+from jobs.moved_seeds import planned_seed
 from jobs.output import Output
 from jobs.plan import PromptError, job_generator, make_sample
 from jobs.record import JobRecord, versions
@@ -82,9 +83,10 @@ def _prompt_changes(config: JobConfig, rows: Iterable[Row], takes_pictures: bool
         except PromptError as error:
             changes.append(f"sample {row['index']}: {error}")
             continue
+        before = {**row, "seed": planned_seed(row)}
         changes += [
-            f"sample {row['index']}: {key}: the row says {row[key]!r}, the generator {value!r}"
+            f"sample {row['index']}: {key}: the row says {before[key]!r}, the generator {value!r}"
             for key, value in row_values(sample).items()
-            if row[key] != value
+            if before[key] != value
         ]
     return changes

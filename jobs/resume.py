@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tqdm import tqdm
 
@@ -11,8 +11,10 @@ from jobs.commits import Listing, failed_indices, missing_indices
 from jobs.config import JobConfig
 from jobs.input_images import EDITED, STARTED_FROM, InputImage, image_role
 from jobs.manifest import PROFILE_PREFIX
+from jobs.moved_seeds import MovedSeed, planned_seed
 from jobs.plan import JobPlan, PromptError, Sample, Shard, lost_sample, make_sample
 from jobs.quantities import counted
+from jobs.redo import Marks, Redo
 from jobs.scheduler import Work
 from prompt_generators import PromptGenerator
 from zimage_core.image_files import ImageFileError
@@ -28,12 +30,14 @@ class Resume:
     Args:
         retry: failed indices to make again, by shard.
         changed: indices whose sample is another one now, by shard, each with what changed.
+        marks: of rejected images, where these are to be made again.
     """
 
     plan: JobPlan
     listing: Listing
     retry: dict[int, set[int]] = field(default_factory=dict)
     changed: dict[int, dict[int, list[str]]] = field(default_factory=dict)
+    marks: Marks | None = None
 
     @property
     def num_changed(self) -> int:
@@ -49,6 +53,22 @@ class Resume:
         )
 
     @property
+    def redone(self) -> list[Redo]:
+        """Rejected images that are made again, changed samples left out."""
+        shards = {} if self.marks is None else self.marks.redo
+        return [
+            redo
+            for shard in sorted(shards)
+            for index, redo in shards[shard].items()
+            if index not in self.changed.get(shard, {})
+        ]
+
+    @property
+    def num_again(self) -> int:
+        """Samples that have a row and are made again."""
+        return self.num_changed + self.num_retried + len(self.redone)
+
+    @property
     def num_missing(self) -> int:
         """Samples that have no row yet."""
         return self.plan.num_samples - self.listing.num_rows
@@ -56,7 +76,7 @@ class Resume:
     @property
     def num_to_make(self) -> int:
         """Samples that this run makes."""
-        return self.num_missing + self.num_changed + self.num_retried
+        return self.num_missing + self.num_again
 
     def work(self) -> Iterator[Work]:
         """The run's work, shard by shard, lazily."""
@@ -65,12 +85,26 @@ class Resume:
             if state.rows < len(shard):
                 missing = missing_indices(self.listing, shard)
                 yield Work(shard, 0, None if missing is None else frozenset(missing))
-            if not self.retry and not self.changed:
-                continue
+            redo = {} if self.marks is None else self.marks.redo.get(shard.id, {})
             again = self.retry.get(shard.id, set()) | self.changed.get(shard.id, {}).keys()
+            again |= redo.keys()
             if again:
-                failed = self.failed_in(shard)
-                yield Work(shard, state.revision + 1, frozenset(again), frozenset(failed & again))
+                failed = self.failed_in(shard) & again
+                # Neighbours are made as their rows are now, which is what `regen` looks for.
+                seeds = self.seeds_in(shard) | {index: r.next for index, r in redo.items()}
+                revision = state.revision + 1
+                yield Work(shard, revision, frozenset(again), frozenset(failed), seeds)
+
+    def seeds_in(self, shard: Shard) -> dict[int, MovedSeed]:
+        """Seeds of a shard's current rows that are not those of the plan."""
+        if self.listing.state(shard.id).revision == 0:
+            return {}
+        table = self.listing.current(shard.id, ["seed", "planned_seed"])
+        return {
+            row["index"]: MovedSeed(row["planned_seed"], row["seed"])
+            for row in table.to_pylist()
+            if row["planned_seed"] is not None
+        }
 
     def failed_in(self, shard: Shard) -> set[int]:
         """Indices of a shard whose current row is a failed one."""
@@ -86,12 +120,12 @@ class Resume:
         if not listing.num_rows:
             shards = counted(self.plan.num_shards, "shard")
             return f"{counted(self.plan.num_samples, 'image')} to make in {shards}"
-        redone = self.num_changed + self.num_retried
+        redone = self.redone
         remade = sum(
             len(indices.keys() - self.failed_in(self.plan.shard(shard)))
             for shard, indices in self.changed.items()
         )
-        kept = listing.num_rows - listing.num_failed - remade
+        kept = listing.num_rows - listing.num_failed - remade - len(redone)
         parts = [f"{counted(kept, 'image')} kept"]
         if self.num_missing:
             partly = sum(
@@ -105,8 +139,13 @@ class Resume:
             parts.append(f"{self.num_changed} to make again because of changed {what}")
         if self.num_retried:
             parts.append(f"{counted(self.num_retried, 'failed row')} to make again")
+        if redone:
+            seeds = "its next seed" if len(redone) == 1 else "their next seeds"
+            parts.append(f"{counted(len(redone), 'rejected image')} to make again with {seeds}")
+        elif self.marks is not None:
+            parts.append("no image is rejected")
         left = listing.num_failed - self.num_retried
-        if left > 0 and not redone:
+        if left > 0 and not self.num_again:
             them = "it" if left == 1 else "them"
             rows = counted(left, "failed row")
             parts.append(f"{rows} left as is (--retry-failed makes {them} again)")
@@ -135,7 +174,7 @@ def changed_samples(
     """
     changed: dict[int, dict[int, list[str]]] = {}
     role = image_role(takes_pictures)
-    columns = [*_COMPARED, "error_type"]
+    columns = [*_COMPARED, "planned_seed", "error_type"]
     columns += [PROFILE_PREFIX + key for key in (role.name_key, role.hash_key)]
     tables = listing.current_tables(sorted(listing.parts), columns)
     if config.prompts.images_root is not None:  # all files are read: not done in a moment
@@ -186,9 +225,14 @@ def _differences(
         return [f"{role.word}: {error.__cause__}" if of_image else f"{error}"]
     if row["error_type"] in ("worker_died", "worker_stalled") and row["prompt"] == "":
         # the worker died before it could say what the prompt was
-        sample = lost_sample(config, index)
-    now = row_values(sample)
-    words = [f"{key}: {row[key]!r} -> {now[key]!r}" for key in _COMPARED if row[key] != now[key]]
+        lost = lost_sample(config, index)
+        # its seed had moved on from the prompt's
+        moved = row["planned_seed"] is not None
+        sample = replace(lost, seed=sample.seed) if moved else lost
+    before, now = {**row, "seed": planned_seed(row)}, row_values(sample)
+    words = [
+        f"{key}: {before[key]!r} -> {now[key]!r}" for key in _COMPARED if before[key] != now[key]
+    ]
     return words + [
         f"{role.word}: {change}"
         for change in _image_changes(role.recorded(row, PROFILE_PREFIX), sample.images)

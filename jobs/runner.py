@@ -33,7 +33,7 @@ from jobs.metadata_file import is_current, write_metadata
 from jobs.plan import lost_sample
 from jobs.preparation import Prepared, RunOptions, prepare
 from jobs.progress import ProgressReport
-from jobs.quantities import counted, duration
+from jobs.quantities import counted, duration, index_ranges
 from jobs.record import (
     PATH,
     JobRecord,
@@ -58,6 +58,8 @@ def run_job(config: JobConfig, options: RunOptions) -> int:
     prepared = prepare(config, options, create=True)
     storage, resume = prepared.storage, prepared.resume
     _say(f"{storage.uri}: {resume.words()}")
+    for note in resume.marks.notes() if resume.marks else ():
+        _say(f"note: {note}")
     for lora in prepared.loras.values():
         for warning in lora.warnings:
             _say(f"note: {warning}")
@@ -113,7 +115,6 @@ def _work(
         max_attempts=config.run.max_shard_attempts,
         placeholder=lambda index: lost_sample(config, index),
     )
-    redone = resume.num_changed + resume.num_retried
     driver = Driver(
         config=config,
         settings=record.settings,
@@ -123,7 +124,7 @@ def _work(
         scheduler=scheduler,
         report=report,
         stop=stop,
-        ended_before=listing.num_rows - redone,
+        ended_before=listing.num_rows - resume.num_again,
         failed_before=max(0, listing.num_failed - resume.num_retried),
     )
     try:
@@ -193,7 +194,12 @@ def _fix_plan(
         raise StorageError(
             f"{storage.uri}/{PATH}: the output confirmed it, but does not give it back"
         )
-    epoch.event("plan", samples=prepared.plan.num_samples, to_make=prepared.resume.num_to_make)
+    epoch.event(
+        "plan",
+        samples=prepared.plan.num_samples,
+        to_make=prepared.resume.num_to_make,
+        rejected=index_ranges(redo.index for redo in prepared.resume.redone),
+    )
     return record
 
 

@@ -11,13 +11,16 @@ from typing import Any
 import pyarrow.compute as pc
 
 from jobs.epoch import is_alive, newest_claim, read_events
+from jobs.errors import InputError
 from jobs.output import Output
-from jobs.quantities import duration
+from jobs.quantities import counted, duration
+from jobs.redo import read_marks
 from jobs.terminal import visible_line
 
 _SHOWN_FAILURES = 20
 _RECENT = 600.0  # seconds over which the rate of a running job is taken
 _BAR = 30
+_ONCE = ("--retry-failed", "--accept-changes", "--redo-rejected")
 
 
 def status(uri: str, *, as_json: bool = False) -> int:
@@ -44,6 +47,7 @@ def status_report(uri: str) -> dict[str, Any]:
     failures = _failures(output)
     partly = sum(0 < s.rows < len(plan.shard(i)) for i, s in listing.states.items())
     complete = sum(s.rows >= len(plan.shard(i)) for i, s in listing.states.items())
+    rejected = _rejected(output)
     ready = [e for e in events if claim and e["epoch"] == claim.epoch]
     return {
         "output": uri,
@@ -69,7 +73,10 @@ def status_report(uri: str) -> dict[str, Any]:
         "workers": _workers(ready),
         "failures_by_type": dict(Counter(f["error_type"] for f in failures)),
         "failures": failures,
-        "next": next_command(output, uri, running=running, left=left),
+        "rejected": rejected,
+        "next": next_command(
+            output, uri, running=running, left=left, rejected=len(rejected["samples"])
+        ),
     }
 
 
@@ -105,6 +112,12 @@ def format_status(report: dict[str, Any]) -> str:
         hidden = len(report["failures"]) - _SHOWN_FAILURES
         if hidden > 0:
             lines.append(f"  ... and {hidden} more (--json lists all)")
+    rejected = report["rejected"]
+    words = [f"{counted(len(rejected['samples']), 'image')}"] if rejected["samples"] else []
+    words += [f"{rejected['made_again']:,} made again since"] if rejected["made_again"] else []
+    words += [rejected["problem"]] if rejected["problem"] else []
+    if words:
+        lines.append(f"rejected  {', '.join(words)}")
     if report["next"]:
         lines.append(f"next      {report['next']}")
     return "\n".join(map(visible_line, lines))
@@ -121,6 +134,16 @@ def _failures(output: Output) -> list[dict[str, Any]]:
             for row in failed.to_pylist()
         ]
     return failures
+
+
+def _rejected(output: Output) -> dict[str, Any]:
+    """What is marked in `rejected.csv`; a damaged one keeps nobody from looking at the rest."""
+    try:
+        marks = read_marks(output.storage, output.record.plan, output.listing)
+    except InputError as error:
+        return {"samples": [], "made_again": 0, "problem": str(error)}
+    samples = sorted(index for shard in marks.redo.values() for index in shard)
+    return {"samples": samples, "made_again": marks.made_again, "problem": None}
 
 
 def _rate(output: Output, events: list[dict[str, Any]]) -> float | None:
@@ -161,12 +184,16 @@ def _workers(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(workers.values())
 
 
-def next_command(output: Output, uri: str, *, running: bool, left: int) -> str | None:
+def next_command(
+    output: Output, uri: str, *, running: bool, left: int, rejected: int = 0
+) -> str | None:
     """The command to run next, or None where there is nothing to do."""
     if running:
         return None
     command = output.record.command or ["zimage", "run", "JOB", "--output", uri]
-    words = shlex.join([w for w in command if w not in ("--retry-failed", "--accept-changes")])
+    words = shlex.join([word for word in command if word not in _ONCE])
     if output.listing.num_failed:
         return f"{words} --retry-failed"
+    if rejected and not left:
+        return f"{words} --redo-rejected"
     return words if left else None
