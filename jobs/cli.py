@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", _plan, "check a job without loading a model")
     _job_arguments(plan)
+    _redo_argument(plan)
     plan.add_argument("--gpus", type=_positive, metavar="N", help="estimate for N GPUs")
     plan.add_argument("--device", metavar="NAME", help="estimate for this card: h100, rtx4090, ...")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -215,6 +216,15 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make the samples again whose prompts or starting images changed since",
     )
+    _redo_argument(command)
+
+
+def _redo_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--redo-rejected",
+        action="store_true",
+        help="make the images again that are rejected (zimage gallery), with their next seeds",
+    )
 
 
 def _flags(args: argparse.Namespace) -> dict[str, object]:
@@ -275,6 +285,7 @@ def _run(args: argparse.Namespace) -> int:
             limit=args.limit,
             retry_failed=args.retry_failed,
             accept_changes=args.accept_changes,
+            redo_rejected=args.redo_rejected,
             command=("zimage", *args.argv),
         )
         return run_job(config, options)
@@ -301,6 +312,7 @@ def _submit(args: argparse.Namespace) -> int:
     arguments = [f"--limit={args.limit}"] if args.limit else []
     arguments += ["--retry-failed"] * args.retry_failed
     arguments += ["--accept-changes"] * args.accept_changes
+    arguments += ["--redo-rejected"] * args.redo_rejected
     return submit(
         args.job,
         arguments=arguments,
@@ -317,7 +329,13 @@ def _plan(args: argparse.Namespace) -> int:
     from jobs.plan_report import plan_report
 
     config = load_job(args.job, overlays=args.config, sets=args.set, flags=_flags(args))
-    return plan_report(config, gpus=args.gpus, device=args.device, as_json=args.json)
+    return plan_report(
+        config,
+        gpus=args.gpus,
+        device=args.device,
+        as_json=args.json,
+        redo_rejected=args.redo_rejected,
+    )
 
 
 def _status(args: argparse.Namespace) -> int:
