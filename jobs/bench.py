@@ -41,7 +41,7 @@ def add_arguments(command: argparse.ArgumentParser, positive: Callable[[str], in
         positive: reads a whole number above 0.
     """
     add = command.add_argument
-    add("--model", required=True, type=Path, metavar="DIR")
+    add("--model", required=True, type=Path, metavar="DIR", help="a checkpoint")
     add(
         "--sizes",
         nargs="+",

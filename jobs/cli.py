@@ -12,14 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jobs import bench as bench_command
+from jobs import command_help, generate_flags, weights_command
 from jobs import gallery as gallery_command
-from jobs import generate_flags, weights_command
 from jobs import init_job as init_command
 from jobs import report as report_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
 from jobs.terminal import visible
-
-# part of the command's contract, refused by name until the core can do them
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -49,7 +47,6 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="zimage",
         description="Batch image generation with Z-Image: from a spreadsheet to images.",
-        epilog="example: zimage run jobs/avatars.yaml --local --limit 8",
     )
     root.add_argument("--version", action="version", version=f"zimage {version('zimage-batch')}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -76,10 +73,10 @@ def parser() -> argparse.ArgumentParser:
     _job_arguments(plan)
     _redo_argument(plan)
     plan.add_argument("--gpus", type=_positive, metavar="N", help="estimate for N GPUs")
-    plan.add_argument("--device", metavar="NAME", help="estimate for this card: h100, rtx4090, ...")
+    plan.add_argument("--device", metavar="NAME", help="estimate for this card, such as h100")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
-    status = _command(commands, "status", _status, "progress of an output, from itself alone")
+    status = _command(commands, "status", _status, "show the progress of an output")
     status.add_argument("output", metavar="OUTPUT")
     status.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -89,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
 
     regen = _command(commands, "regen", _regen, "make samples again and compare")
     regen.add_argument("output", metavar="OUTPUT")
-    regen.add_argument("indices", metavar="INDEX", nargs="+", type=_not_negative)
+    regen.add_argument(
+        "indices", metavar="INDEX", nargs="+", type=_not_negative, help="numbers of samples"
+    )
     regen.add_argument(
         "--set",
         action="append",
@@ -100,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     regen.add_argument("--write", type=Path, metavar="DIR", help="keep what was made, as PNG")
     regen.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
-    diff = _command(commands, "diff", _diff, "the samples that a change of the job would redo")
+    diff = _command(commands, "diff", _diff, "say which samples a change of the job would redo")
     diff.add_argument("before", metavar="JOB", help="as it was")
     diff.add_argument("now", metavar="JOB", help="as it is to be")
     diff.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -122,21 +121,19 @@ def parser() -> argparse.ArgumentParser:
     )
     gc.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
-    export = _command(commands, "export", _export, "the images in one folder, without attempts")
+    export = _command(commands, "export", _export, "put the images into one folder")
     export.add_argument("output", metavar="OUTPUT")
-    export.add_argument("folder", metavar="DIR", type=Path)
+    export.add_argument("folder", metavar="DIR", type=Path, help="not there yet, or empty")
     way = export.add_mutually_exclusive_group()
     way.add_argument("--copy", action="store_true", help="copy the images; the default")
     way.add_argument("--link", action="store_true", help="make hard links, which take no space")
 
     gallery = _command(
-        commands, "gallery", gallery_command.run, "the images as a page to look through"
+        commands, "gallery", gallery_command.run, "show the images as a page to look through"
     )
     gallery_command.add_arguments(gallery, _not_negative)
 
-    report = _command(
-        commands, "report", report_command.run, "how an output went: counts, times, look-alikes"
-    )
+    report = _command(commands, "report", report_command.run, "say how an output went")
     report_command.add_arguments(report, _not_negative)
 
     generate = _command(commands, "generate", _generate, "make one picture, without a job")
@@ -146,15 +143,15 @@ def parser() -> argparse.ArgumentParser:
     weights_command.add_arguments(weights)
 
     bench = _command(
-        commands, "bench", bench_command.run, "speed of each stage against the computed limit"
+        commands, "bench", bench_command.run, "time each stage beside the computed limit"
     )
     bench_command.add_arguments(bench, _positive)
 
-    doctor = _command(commands, "doctor", _doctor, "what this machine can run")
+    doctor = _command(commands, "doctor", _doctor, "say what this machine can run")
     doctor.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to check as well")
     _part_arguments(doctor)
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return root
+    return command_help.complete(root)
 
 
 def _command(
@@ -214,7 +211,7 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--accept-changes",
         action="store_true",
-        help="make the samples again whose prompts or starting images changed since",
+        help="make those again whose prompts or starting images changed",
     )
     _redo_argument(command)
 

@@ -36,10 +36,10 @@ def add_arguments(
         add_parts: adds the flags that replace parts of a checkpoint.
         not_negative, positive: types of numbers.
     """
-    command.add_argument("--model", required=True, type=Path, metavar="DIR")
+    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="a checkpoint")
     add_parts(command)
     command.add_argument("--prompt", metavar="TEXT", help="required without --from")
-    command.add_argument("--negative-prompt", metavar="TEXT")
+    command.add_argument("--negative-prompt", metavar="TEXT", help="needs --guidance above 0")
     command.add_argument("--seed", type=not_negative, metavar="N", help="default 42")
     command.add_argument(
         "--width", type=positive, metavar="PIXELS", help="default 1024, or the last --image's"

@@ -40,7 +40,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     download.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
     manifest = _verb(verbs, "manifest", _manifest, "write down what each file holds")
-    manifest.add_argument("folder", metavar="DIR", type=Path)
+    manifest.add_argument("folder", metavar="DIR", type=Path, help="a checkpoint")
     manifest.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: stdout")
     manifest.add_argument(
         "--format",
@@ -53,7 +53,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
     verify = _verb(verbs, "verify", _verify, "compare a folder with a manifest")
-    verify.add_argument("folder", metavar="DIR", type=Path)
+    verify.add_argument("folder", metavar="DIR", type=Path, help="a checkpoint")
     verify.add_argument(
         "--manifest", metavar="FILE", type=Path, help="default: of its download, or a shipped one"
     )
