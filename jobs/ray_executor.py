@@ -46,7 +46,7 @@ from jobs.ray_worker import WorkerActor
 
 _IN_FLIGHT = 2  # leases for each worker: the one under way and the next
 _GATHER = 0.005  # seconds from one message to the next look for others
-_AT_ONCE = 16  # messages that are read of one worker before the others have their turn
+_AT_ONCE = 16  # answers that are read of one worker before the others have their turn
 _BEAT = 2.0  # seconds between two questions to a worker whether it moves
 _ROUNDS = 3  # times that all workers are started of which none gets as far as to say where it is
 _LOAD_LIMIT = 1800.0  # seconds for a worker to start and load, at least
@@ -287,7 +287,8 @@ class RayExecutor:
                 assert worker.info is not None
                 self._events.append(WorkerReady(worker.name, worker.info, seconds, canary))
             else:
-                self._message(worker, ray.get(next(ref)))
+                for message in ray.get(next(ref)):
+                    self._message(worker, message)
         except StopIteration:
             # the stream broke off without its end mark
             self._lose(worker, "worker_died", "its answer broke off")

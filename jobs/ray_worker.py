@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import FrameType
 
@@ -13,6 +14,7 @@ import ray
 
 from jobs.canaries import CanaryReport
 from jobs.executor import Lease, Message, Settings, WorkerInfo, WorkerSpec
+from jobs.mailbox import Mailbox
 
 END = "end"  # the last answer to a lease, so that a stream that breaks off is told from one
 
@@ -34,12 +36,17 @@ def drain_on_sigterm(drain: Callable[[], None]) -> None:
 
 
 class WorkerActor:
-    """What runs in an actor's process: a GenerationWorker behind Ray's calls."""
+    """What runs in an actor's process: a GenerationWorker behind Ray's calls.
+
+    All that it does on the device is done on one thread of its own, beside those on which Ray calls
+    and sends: the device does not wait while a message is on its way.
+    """
 
     def __init__(self, spec: WorkerSpec, name: str) -> None:
         from jobs.worker import GenerationWorker
 
         self.worker = GenerationWorker(spec, name)
+        self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         drain_on_sigterm(self.worker.drain)
 
     def describe(self) -> WorkerInfo:
@@ -62,12 +69,15 @@ class WorkerActor:
     def load(self, settings: Settings) -> tuple[float, CanaryReport]:
         """Load the model; seconds it took, and what the canary showed."""
         started = time.perf_counter()
-        canary = self.worker.load(settings)
+        canary = self.device.submit(self.worker.load, settings).result()
         return time.perf_counter() - started, canary
 
     @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
-    def run(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
-        """The messages of a lease, then whether it was drained."""
+    def run(self, lease: Lease) -> Iterator[list[Message | tuple[str, bool]]]:
+        """The messages of a lease, then whether it was drained; each time what has gathered."""
+        yield from Mailbox(self._messages(lease), self.device)
+
+    def _messages(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
         yield from self.worker.run(lease)
         yield (END, self.worker.draining)
 

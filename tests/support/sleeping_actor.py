@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import ray
@@ -24,6 +25,7 @@ from jobs.executor import (
     WorkerInfo,
     WorkerSpec,
 )
+from jobs.mailbox import Mailbox
 from jobs.ray_worker import END
 
 
@@ -36,6 +38,7 @@ class SleepingActor:
         self.claims = Claims()
         self.ticks = 0
         self.draining = threading.Event()
+        self.device = ThreadPoolExecutor(1)
 
     def describe(self) -> WorkerInfo:
         return WorkerInfo(
@@ -51,7 +54,10 @@ class SleepingActor:
         return 0.0, None
 
     @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
-    def run(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
+    def run(self, lease: Lease) -> Iterator[list[Message | tuple[str, bool]]]:
+        yield from Mailbox(self._messages(lease), self.device)
+
+    def _messages(self, lease: Lease) -> Iterator[Message | tuple[str, bool]]:
         indices = range(lease.shard.start, lease.shard.stop)
         wanted = set(lease.wanted)
         self.claims.plan(lease.attempt, [(i,) for i in indices if i in wanted])
