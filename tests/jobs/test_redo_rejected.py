@@ -1,6 +1,7 @@
 """`--redo-rejected`: just the images that somebody rejected are made again, with other noise."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -142,6 +143,19 @@ def test_exactly_the_rejected_images_change_and_can_be_rejected_again(made: Comm
     assert found["rejected"] == {"samples": [2], "made_again": 4, "problem": None}
     events = read_events(Storage(str(made.folder / "out")))
     assert [e["rejected"] for e in events if e["event"] == "plan"] == ["", "1,6", "0-1"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_redo_on_ray_makes_the_images_of_one_without(made: CommandLine) -> None:
+    reject(made, 0, 1, 6)
+    shutil.copytree(made.folder / "out", made.folder / "ray")
+    made.run("--redo-rejected", code=0)
+    flags = ["--workers", 2, "--output", "ray", "--redo-rejected"]
+    made.process("run", "job.yaml", *flags, code=0)
+    assert pixels(by_index(made, "ray")) == pixels(by_index(made))
+    assert [row["seed"] for row in made.rows("ray")] == [row["seed"] for row in made.rows()]
+    made("verify", "ray", code=0)
 
 
 def test_marks_that_lead_to_nothing_are_said(made: CommandLine) -> None:
