@@ -220,7 +220,7 @@ def _redo_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--redo-rejected",
         action="store_true",
-        help="make the images again that are rejected (zimage gallery), with their next seeds",
+        help="make rejected images again, with their next seeds",
     )
 
 

@@ -113,11 +113,12 @@ def format_status(report: dict[str, Any]) -> str:
         if hidden > 0:
             lines.append(f"  ... and {hidden} more (--json lists all)")
     rejected = report["rejected"]
-    words = [f"{counted(len(rejected['samples']), 'image')}"] if rejected["samples"] else []
-    words += [f"{rejected['made_again']:,} made again since"] if rejected["made_again"] else []
-    words += [rejected["problem"]] if rejected["problem"] else []
-    if words:
-        lines.append(f"rejected  {', '.join(words)}")
+    if rejected["problem"]:
+        lines.append(f"rejected  {rejected['problem']}")
+    elif rejected["samples"] or rejected["made_again"]:
+        again = f", {rejected['made_again']:,} made again" if rejected["made_again"] else ""
+        images = counted(len(rejected["samples"]), "image") if rejected["samples"] else "none now"
+        lines.append(f"rejected  {images}{again}")
     if report["next"]:
         lines.append(f"next      {report['next']}")
     return "\n".join(map(visible_line, lines))
