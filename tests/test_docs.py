@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import parser
+from jobs.command_help import commands
 from jobs.commits import PartName
 from jobs.errors import ERROR_TYPES
 from jobs.manifest import COLUMN_NAMES
@@ -36,10 +37,10 @@ def anchors(page: Path) -> set[str]:
 
 def shell_lines(page: Path) -> list[str]:
     """Lines of shell blocks and indented commands, continued ones joined, comments cut off."""
-    text = text_of(page)
+    text = text_of(page).replace("\\\n", " ")
     blocks = [body for language, body in FENCE.findall(text) if language == "sh"]
     indented = re.findall(r"^    (zimage .*)$", FENCE.sub("", text), re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines() + indented
+    lines = "\n".join(blocks).splitlines() + indented
     commands = [shlex.join(shlex.split(line, comments=True)) for line in lines]
     return [command for command in commands if command]
 
@@ -66,14 +67,12 @@ def test_relative_links_resolve(page: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["README.md", "docs/cli.md", "docs/cluster.md", "docs/first-job.md", "docs/reports.md"],
-)
+PAGES_WITH_COMMANDS = [str(page.relative_to(ROOT)) for page in PAGES if zimage_arguments(page)]
+
+
+@pytest.mark.parametrize("name", PAGES_WITH_COMMANDS)
 def test_commands_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = zimage_arguments(ROOT / name)
-    assert commands
-    for arguments in commands:
+    for arguments in zimage_arguments(ROOT / name):
         try:
             parsed = parser().parse_args(arguments)
         except SystemExit:
@@ -81,6 +80,74 @@ def test_commands_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         for file in [getattr(parsed, "job", None), *getattr(parsed, "config", [])]:
             # a job of the reader's own is written down beside the command
             assert file is None or (ROOT / file).is_file() or str(file) in text_of(ROOT / name)
+
+
+def test_pages_that_show_commands_are_found() -> None:
+    pages = {
+        "README.md",
+        *(f"docs/{name}.md" for name in ("cli", "cluster", "first-job", "weights")),
+    }
+    assert pages <= set(PAGES_WITH_COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_within_a_sentence_exist_with_their_flags(page: Path) -> None:
+    """And so do those of a synopsis, which no parser takes."""
+    known = {command.prog: command for command in commands(parser())}
+    text = FENCE.sub("", text_of(page))
+    synopses = re.findall(r"^    (zimage .*(?:\n {8,}.*)*)$", text, re.MULTILINE)
+    for line in re.findall(r"`(zimage\s[^`]+)`", text) + synopses:
+        name = "zimage"
+        for word in re.findall(r"[\w-]+", line.partition(" -")[0])[1:]:
+            name = f"{name} {word}" if f"{name} {word}" in known else name
+        assert name != "zimage" or "COMMAND" in line or "--version" in line, line
+        flags = {flag for action in known[name]._actions for flag in action.option_strings}
+        if "|" in line.partition("[")[0]:  # several verbs in one
+            continue
+        for flag in re.findall(r"(?<![\w-])--[a-z-]+", line.partition(" -- ")[0]):
+            assert flag in flags, f"{line}: {flag}"
+
+
+def test_targets_of_make_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    named = set()
+    for page in PAGES:
+        named |= set(re.findall(r"`make ([a-z-]+)`", text_of(page)))
+        named |= {line.split()[1] for line in shell_lines(page) if line.startswith("make ")}
+    assert {"demo", "test", "docs", "check"} <= named <= targets
+
+
+# what looks at an output, or needs none, and ends by itself
+_SAFE = {"plan", "status", "verify", "diff", "gc", "export", "gallery", "report", "bench", "doctor"}
+_SAFE |= {"generate"}
+_NEEDS_MORE = re.compile(
+    r"s3://|ckpts/|--serve|--import-rejected|--init-image|--redo|mine\.yaml|people|--model DIR"
+)
+
+
+@pytest.mark.slow
+def test_commands_of_all_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tiny checkpoint and an output are all that they need."""
+    from jobs.cli import main
+
+    for name in ("data", "jobs", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--local", "--config", "configs/z-image-tiny.yaml", "--count", "4"]
+    assert main(["run", "jobs/avatars.yaml", *tiny]) == 0
+    ran, failed = set(), []
+    for name in PAGES_WITH_COMMANDS:
+        for arguments in zimage_arguments(ROOT / name):
+            line = shlex.join(arguments)
+            if arguments[0] in _SAFE and not _NEEDS_MORE.search(line):
+                arguments = [re.sub("^/tmp/", f"{tmp_path}/", word) for word in arguments]
+                # of the published size, not what the output here was made at
+                arguments += ["--output", "planned"] if arguments[0] == "plan" else []
+                ran.add(arguments[0])
+                if main(arguments) != 0:
+                    failed.append(f"{name}: zimage {line}")
+    assert not failed
+    assert ran >= _SAFE - {"bench"}
 
 
 @pytest.mark.slow
