@@ -29,7 +29,6 @@ def add_arguments(command: argparse.ArgumentParser, not_negative: Callable[[str]
     Args:
         not_negative: reads a whole number, 0 or more.
     """
-    command.epilog = "example: zimage gallery output/avatars --serve"
     add = command.add_argument
     add("output", metavar="OUTPUT")
     add(

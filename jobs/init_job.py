@@ -32,7 +32,6 @@ Asker = Callable[[str, Sequence[str], str], str]
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Fill the parser of `zimage init`."""
-    command.epilog = "example: zimage init people.xlsx --model data/checkpoints/z-image-tiny"
     add = command.add_argument
     add("table", metavar="TABLE", type=Path, help="a CSV or XLSX file, its columns named in row 1")
     add(

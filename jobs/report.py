@@ -30,7 +30,6 @@ def add_arguments(command: argparse.ArgumentParser, not_negative: Callable[[str]
     Args:
         not_negative: reads a whole number, 0 or more.
     """
-    command.epilog = "example: zimage report output/avatars"
     add = command.add_argument
     add("output", metavar="OUTPUT")
     add(

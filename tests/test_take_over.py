@@ -1,7 +1,6 @@
 """The page on other tools: its code runs as it stands, its tables name what there is."""
 
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -125,7 +124,6 @@ def test_ray_data_reads_rows_and_images(made: Path) -> None:
     (made / "sizes.py").write_text(code)
     ended = subprocess.run(
         [sys.executable, "sizes.py"],
-        env=os.environ | {"RAY_raylet_start_wait_time_s": "120"},
         capture_output=True,
         text=True,
         timeout=200,

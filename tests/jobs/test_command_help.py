@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,14 @@ def test_bash_completes_commands_flags_and_files(tmp_path: Path) -> None:
     assert complete_in_bash(tmp_path, "weights", "co") == ["convert"]
     assert complete_in_bash(tmp_path, "run", "--acc") == ["--accept-changes"]
     assert complete_in_bash(tmp_path, "run", "peo") == ["people.yaml"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_commands_of_the_page_write_a_completion(shell: str) -> None:
+    (line,) = re.findall(
+        rf"^(shtab --shell={shell} .*?) > ", CLI_PAGE.read_text("utf-8"), re.MULTILINE
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", *line.split()], capture_output=True, text=True, check=True
+    )
+    assert "--accept-changes" in ended.stdout and "zimage" in ended.stdout
