@@ -80,8 +80,7 @@ def in_folder(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pandas_and_duckdb_find_the_failed_sample() -> None:
     names = run_block('pandas.read_parquet("output/avatars/')
-    assert list(names["failed"]["index"]) == [2]
-    assert names["failed"]["error_type"].item() == "prompt_error"
+    assert names["causes"][["index", "error_type"]].values.tolist() == [[2, "prompt_error"]]
     assert names["per_job"].sum() == names["made"]["profile_occupation"].notna().sum() > 0
     assert run_block("errors = ")["errors"] == [("prompt_error", 1, [2])]
 
