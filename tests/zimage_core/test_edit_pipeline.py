@@ -18,6 +18,9 @@ from zimage_core import generate, load_from_local_dir
 from zimage_core.pictures import prepare_picture
 from zimage_core.tiny.make import make_checkpoint
 
+DATA = Path(__file__).parents[2] / "data"
+TRAINED = DATA / "checkpoints" / "z-image-tiny-edit"
+DRAWING = DATA / "profiles" / "edit" / "cap.png"
 LONG = "a very long sentence about a castle near the sea, " * 10
 PROMPT = "make the background red"
 STEPS: dict[str, Any] = {"num_inference_steps": 2}
@@ -79,6 +82,16 @@ def test_equals_diffusers(pair: Pair, case: str) -> None:
     found = pair.ours(
         images=pictures or None, generator=seeded(1), aligned_positions=False, **arguments
     )
+    assert distance(found, expected) < 1e-5
+
+
+def test_trained_weights_equal_diffusers() -> None:
+    trained = Pair(TRAINED)
+    with Image.open(DRAWING) as given:
+        drawing = given.convert("RGB")
+    arguments: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 8, "guidance_scale": 1.0}
+    expected = trained.theirs(image=[drawing], generator=seeded(1), **arguments)
+    found = trained.ours(images=drawing, generator=seeded(1), aligned_positions=False, **arguments)
     assert distance(found, expected) < 1e-5
 
 

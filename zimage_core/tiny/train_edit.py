@@ -18,7 +18,7 @@ from zimage_core.tiny.edit_training import EditSettings, EditTraining
 from zimage_core.tiny.state import Budget
 
 STATE = Path("/var/tmp/zimage-tiny-edit-train")
-STEPS = {"vision": 800, "edit": 1600}
+STEPS = {"vision": 800, "edit": 1249}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
