@@ -1,6 +1,9 @@
 """What every test shares: one torch thread, no hub access, no Ray state in the user's home."""
 
+import functools
 import os
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,10 +18,23 @@ import torch
 torch.set_num_threads(1)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(optionalhook=True)  # asked by pytest-xdist, where it is used
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where several processes run the tests, a file stays in one, and so do all that start Ray.
 
-    Here and not when all are collected, since xdist reads the groups before a conftest is asked.
+    The groups of `--dist loadgroup` would do it, but xdist 3.8 marks them in a way that pytest 9.2
+    does not see.
     """
-    group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-    item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc,unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(config.rootpath / nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False  # the files that start Ray take longest: not at the end
+    return ByFile(config, log)
+
+
+@functools.cache
+def _group(file: Path) -> str:
+    return "ray" if "mark.ray" in file.read_text(encoding="utf-8") else str(file)

@@ -1,5 +1,6 @@
 """What `model.attention` and `model.compile` come to: decided once, from the job and the device."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def test_the_whole_plan_counts(make_job: Any, monkeypatch: pytest.MonkeyPatch) -
     seen: list[int] = []
 
     def spy(*arguments: Any) -> Any:
-        seen.append(arguments[-1])
+        seen.append(inspect.signature(resolve).bind(*arguments).arguments["num_samples"])
         return resolve(*arguments)
 
     resolve = runner.resolve

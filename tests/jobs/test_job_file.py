@@ -272,7 +272,7 @@ UNREADABLE: dict[str, tuple[str | bytes, list[str]]] = {
     "extends itself": ("extends: ./job.yaml\n" + BODY, ["a circle: job.yaml -> job.yaml"]),
     "extends a folder": ("extends: ./\n" + BODY, ["a folder, not a file"]),
 }
-UNREADABLE["unknown preset"][1][2] = "z-image-edit, z-image-tiny, z-image-turbo"
+UNREADABLE["unknown preset"][1][2] = "z-image-edit, z-image-tiny, z-image-tiny-edit, z-image-turbo"
 
 
 @pytest.mark.parametrize("case", list(UNREADABLE))

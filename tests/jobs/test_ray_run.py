@@ -4,6 +4,7 @@ GPUs are logical here (`--num-gpus` on a machine that has none): Ray then places
 actors just as with real ones.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -48,8 +49,12 @@ def committed(job: Job) -> list[Path]:
 
 
 def worker_pids(process: subprocess.Popen) -> list[int]:
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [p.pid for p in children if "WorkerActor" in " ".join(p.cmdline())]
+    pids = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            if "WorkerActor" in " ".join(child.cmdline()):
+                pids.append(child.pid)
+    return pids
 
 
 def assert_complete(job: Job, expected: dict[int, str]) -> None:

@@ -83,7 +83,7 @@ def unmakeable(index: int) -> Iterator[None]:
         yield
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> object:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
