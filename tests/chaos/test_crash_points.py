@@ -57,7 +57,7 @@ def test_second_death_around_any_write_of_the_run_that_follows(
             check_complete(output, expected, redone=2 * SHARD)
 
 
-@pytest.mark.parametrize("kind", ["die_half", "die_after"])
+@pytest.mark.parametrize("kind", ["die_after", pytest.param("die_half", marks=pytest.mark.slow)])
 def test_job_gets_done_by_runs_that_all_die_each_a_write_later(server, run, tmp_path, kind):
     count, whole, output = 9, tmp_path / "whole", tmp_path / "out"
     assert run(whole, "--count", count) == 0

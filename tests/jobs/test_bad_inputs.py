@@ -378,6 +378,7 @@ def test_a_process_ends_without_a_traceback(zimage: CommandLine) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_generator_class_in_the_working_directory_on_ray(zimage: CommandLine) -> None:
     name = zimage.write_generator("return f'A cat, {index}'", "cats")
     flags = ["--count", 2, "--workers", 1, "--set", f"prompts.generator={name}"]

@@ -227,6 +227,7 @@ def test_one_actor_for_each_gpu_of_the_cluster_and_each_sees_its_own(job, expect
     assert len({e["pid"] for e in ready}) == 2
 
 
+@pytest.mark.slow
 def test_fewer_gpus_than_workers_starts_with_what_there_is_and_says_so(make_job, cluster):
     job = make_job(count=4)
     result = job.run("--workers", "3", RAY_ADDRESS=cluster)

@@ -206,7 +206,7 @@ def test_state_dicts_are_unchanged(checkpoint: Path) -> None:
         assert all(torch.equal(t, plain.state_dict()[key]) for key, t in ours.state_dict().items())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_blocks_keep_in_range(checkpoint: Path, tmp_path: Path, backend: str) -> None:
     folder = enlarge(checkpoint, tmp_path / "large", OVERFLOWS["product"])
     model = load(folder, torch.float16)["transformer"]
