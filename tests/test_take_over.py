@@ -136,7 +136,8 @@ def test_an_export_with_the_card_is_a_dataset() -> None:
 
     assert main(["export", "output/avatars", "avatars-dataset"]) == 0
     Path("avatars-dataset/README.md").write_text(block("pretty_name", "yaml"))
-    images = load_dataset("./avatars-dataset", split="train")
+    # in a cache of its own: that of the user may know a folder of this name, at another place
+    images = load_dataset("./avatars-dataset", split="train", cache_dir="cache")
     assert sorted(images["index"]) == [0, 1, 3]
     assert {"image", "prompt", "profile_occupation"} <= set(images.column_names)
     assert images[0]["image"].size == (32, 32)
