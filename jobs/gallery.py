@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from jobs.errors import EXIT_DIFFERENCE, EXIT_OK, InputError, StorageError
+from jobs.errors import EXIT_DIFFERENCE, EXIT_OK, InputError
+from jobs.page_file import check_page_file, replace_page_file
 from jobs.quantities import counted, file_size
 from jobs.terminal import visible
 
@@ -141,7 +142,7 @@ def write_page(uri: str, page: Path | None, *, embed: bool) -> int:
                 if content is not None
             }
         content = html_page(about, blocks).encode()
-        _replace(page, content)
+        replace_page_file(page, content)
         there = len(current & thumbnails.names()) - made
     where = "inside" if embed else f"in {shown}"
     print(
@@ -211,20 +212,7 @@ def _check_page(page: Path) -> None:
 
     if "://" in str(page) or page.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"-o: {page}: allowed: a local file that ends in .html")
-    if not page.absolute().parent.is_dir():
-        raise InputError(f"-o: {page}: no such folder: {page.parent}")
-    if page.is_symlink() or (page.exists() and not page.is_file()):
-        raise InputError(f"{page}: is a link, a folder or a device; allowed: a file")
-    if page.exists():
-        try:
-            with page.open("rb") as file:
-                head = file.read(4096)
-        except OSError as error:
-            raise InputError(f"{page}: {error.strerror}") from error
-        if f'content="{GENERATOR}"'.encode() not in head:
-            raise InputError(
-                f"{page}: is there and no page of this command; allowed: -o FILE with another name"
-            )
+    check_page_file(page, f'content="{GENERATOR}"', "page")
 
 
 def _images_prefix(root: Path | None, page: Path) -> str | None:
@@ -237,15 +225,6 @@ def _images_prefix(root: Path | None, page: Path) -> str | None:
 
 def _hashes(rows: list[dict[str, Any]]) -> dict[int, str | None]:
     return {row["index"]: row["pixels_sha256"] for row in rows}
-
-
-def _replace(page: Path, content: bytes) -> None:
-    part = page.with_name(f".{page.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(page)
-    except OSError as error:
-        raise StorageError(f"{page}: cannot be written: {error.strerror}; see -o FILE") from error
 
 
 def _report_problems(problems: dict[int, str]) -> int:

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.errors import EXIT_OK, InputError, StorageError
+from jobs.errors import EXIT_OK, InputError
+from jobs.page_file import check_page_file, replace_page_file
 from jobs.terminal import visible_line
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ GENERATOR = "zimage report"
 COMPARED = 2000
 """Images of a local output that are compared if nothing is said."""
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md"}
-_HEAD = 4096  # bytes in which a page of ours names its maker
 
 
 def add_arguments(command: argparse.ArgumentParser, not_negative: Callable[[str], int]) -> None:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         files = {file.with_name(page.plot_file(file.stem, plot)): plot.svg for plot in plots}
         files[file] = text.encode()
     for path, content in files.items():
-        _replace(path, content)
+        replace_page_file(path, content)
     for line in [*_lines(output, facts), words]:
         print(visible_line(line))
     if not can_plot():
@@ -170,31 +170,8 @@ def _page_file(
         if form not in (None, by_name):
             raise InputError(f"--format: {form}: allowed: {by_name}, as -o {given} ends")
         kind = by_name
-    if not file.absolute().parent.is_dir():
-        raise InputError(f"-o: {file}: no such folder: {file.parent}")
-    if file.is_symlink() or (file.exists() and not file.is_file()):
-        raise InputError(f"{file}: is a link, a folder or a device; allowed: a file")
-    if file.exists():
-        try:
-            with file.open("rb") as content:
-                head = content.read(_HEAD)
-        except OSError as error:
-            raise InputError(f"{file}: {error.strerror}") from error
-        if GENERATOR.encode() not in head:
-            raise InputError(
-                f"{file}: is there and no report of this command; allowed: -o FILE with another "
-                "name"
-            )
+    check_page_file(file, GENERATOR, "report")
     return file, kind
-
-
-def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(f".{file.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    except OSError as error:
-        raise StorageError(f"{file}: cannot be written: {error.strerror}; see -o FILE") from error
 
 
 def _beside(plots: Sequence[Plot]) -> str:
