@@ -28,25 +28,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from zimage_core.contact_sheet import contact_sheet
-from zimage_core.generation import generate
-from zimage_core.images import to_uint8
 from zimage_core.loader import load_from_local_dir
 from zimage_core.tiny.attributes import Subject, draw_subject, kind_of
 from zimage_core.tiny.detector import detect, measurable
 from zimage_core.tiny.edit_pairs import draw_group
 from zimage_core.tiny.instructions import Edit, InstructionWriter, draw_edit
 from zimage_core.tiny.latents import subjects_of
+from zimage_core.tiny.score import make_pictures
 from zimage_core.tiny.settings import Settings
 from zimage_core.tiny.vae_training import draw_kind
 from zimage_core.tiny.vocabulary import Vocabulary, load_vocabulary
-from zimage_core.tiny.world import SIZE, draw_array, draw_jitter
+from zimage_core.tiny.world import draw_array, draw_jitter
 
 Pixels = NDArray[np.uint8]
 
 TRAINED_GROUPS = 4000
 TRAINED_SEED = "0/edit pairs"
 _SEED = "edit score"
-_BATCH = 12
 
 
 @dataclass(frozen=True)
@@ -128,25 +126,15 @@ def edit_pictures(
     report: Callable[[int], object] | None = None,
 ) -> list[Pixels]:
     """Make the edit of each question, number i from seed `seed` + i; (128, 128, 3) each."""
-    made: list[Pixels] = []
-    for start in range(0, len(questions), _BATCH):
-        part = questions[start : start + _BATCH]
-        images = generate(
-            **components,
-            prompt=[question.instruction for question in part],
-            images=[[Image.fromarray(question.picture)] for question in part],
-            height=SIZE,
-            width=SIZE,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(part))],
-            output_type="pt",
-        )
-        assert isinstance(images, torch.Tensor)
-        made.extend(to_uint8(images))
-        if report is not None:
-            report(len(made))
-    return made
+    return make_pictures(
+        components,
+        [question.instruction for question in questions],
+        images=[[Image.fromarray(question.picture)] for question in questions],
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        report=report,
+    )
 
 
 def judge_edit(question: EditQuestion, picture: Pixels) -> tuple[bool, dict[str, bool]]:

@@ -6,7 +6,6 @@ encoder go on learning, and what takes pictures is added.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,9 +32,10 @@ from zimage_core.tiny.edit_score import (
 )
 from zimage_core.tiny.edit_trainer import EditTrainer, Instructed
 from zimage_core.tiny.instructions import InstructionWriter
+from zimage_core.tiny.make import vision_configs
 from zimage_core.tiny.parallel import Threads
 from zimage_core.tiny.settings import versions
-from zimage_core.tiny.state import Budget, Log, Stage
+from zimage_core.tiny.state import Budget, Log, Stage, record_settings
 from zimage_core.tiny.tokenizer import save_tokenizer
 from zimage_core.tiny.vision_training import VisionTrainer
 from zimage_core.tiny.vocabulary import load_vocabulary
@@ -67,24 +67,7 @@ class EditSettings:
 
     def vision(self) -> tuple[VisionConfig, VisionProcessorConfig]:
         """Configurations of the vision encoder and of its processor: 4 x 4 patches of 16 pixels."""
-        encoder = VisionConfig(
-            hidden_size=self.vision_dim,
-            intermediate_size=2 * self.vision_dim,
-            num_hidden_layers=self.vision_layers,
-            num_attention_heads=2,
-            num_patches=16,
-            patch_size=16,
-            model_type="siglip2_vision_model",
-        )
-        processor = VisionProcessorConfig(
-            patch_size=16,
-            max_num_patches=16,
-            image_mean=(0.5, 0.5, 0.5),
-            image_std=(0.5, 0.5, 0.5),
-            rescale_factor=1 / 255,
-            resample=2,
-        )
-        return encoder, processor
+        return vision_configs(self.vision_dim, layers=self.vision_layers, max_patches=16)
 
 
 class EditTraining:
@@ -117,7 +100,7 @@ class EditTraining:
         state.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.budgets = state, settings, budgets
         self.looked_at = looked_at
-        self._record_settings()
+        record_settings(state, asdict(settings))
         self.log = Log(state / "log.jsonl", quiet=quiet)
         self.log.write("start", versions=versions(), settings=asdict(settings))
         self.threads = Threads(settings.threads)
@@ -289,21 +272,6 @@ class EditTraining:
     ) -> Stage:
         path = self.folder / f"{name}.pt"
         return Stage(path, name, self.budgets[name], self.log, parts, random, generator)
-
-    def _record_settings(self) -> None:
-        path = self.folder / "settings.json"
-        mine = json.loads(json.dumps(asdict(self.settings)))
-        if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            changed = [f"{key}={begun.get(key)}" for key in mine if begun.get(key) != mine[key]]
-            if changed:
-                raise ValueError(
-                    f"{path}: this training was begun with {', '.join(changed)}; "
-                    "use the same settings, or another state folder"
-                )
-            return
-        text = json.dumps({"settings": mine, "versions": versions()}, indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
 
     def _random(self, purpose: str) -> Random:
         return Random(f"{self.settings.seed}/edit/{purpose}")

@@ -127,24 +127,37 @@ class Sizes:
         """Configurations of the encoder of pictures and of its processor, where there is one."""
         if not self.siglip_dim:
             return None
-        encoder = VisionConfig(
-            hidden_size=self.siglip_dim,
-            intermediate_size=2 * self.siglip_dim,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_patches=16,
-            patch_size=16,
-            model_type="siglip2_vision_model",
-        )
-        processor = VisionProcessorConfig(
-            patch_size=16,
-            max_num_patches=64,
-            image_mean=(0.5, 0.5, 0.5),
-            image_std=(0.5, 0.5, 0.5),
-            rescale_factor=1 / 255,
-            resample=2,
-        )
-        return encoder, processor
+        return vision_configs(self.siglip_dim, layers=2, max_patches=64)
+
+
+def vision_configs(
+    dim: int, *, layers: int, max_patches: int
+) -> tuple[VisionConfig, VisionProcessorConfig]:
+    """Configurations of an encoder of patches of 16 pixels, with 4 x 4 places, and its processor.
+
+    Args:
+        dim: width of what is seen.
+        layers: of the encoder.
+        max_patches: into which a picture is cut.
+    """
+    encoder = VisionConfig(
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_patches=16,
+        patch_size=16,
+        model_type="siglip2_vision_model",
+    )
+    processor = VisionProcessorConfig(
+        patch_size=16,
+        max_num_patches=max_patches,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+        rescale_factor=1 / 255,
+        resample=2,
+    )
+    return encoder, processor
 
 
 def make_checkpoint(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from tqdm import tqdm
 
 from zimage_core.generation import generate
@@ -161,6 +162,7 @@ def make_pictures(
     steps: int,
     guidance: float,
     seed: int = 0,
+    images: Sequence[Sequence[Image]] | None = None,
     report: Callable[[int], object] | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Make a picture of each prompt, number i from seed `seed` + i.
@@ -168,6 +170,7 @@ def make_pictures(
     Args:
         components: as `load_from_local_dir` returns them.
         prompts: any number.
+        images: for each prompt the pictures to edit; None where the prompts are all.
         steps: transformer evaluations.
         guidance: scale of guidance; 0 is none.
         seed: of the first picture.
@@ -179,9 +182,10 @@ def make_pictures(
     pictures: list[NDArray[np.uint8]] = []
     for start in range(0, len(prompts), _BATCH):
         part = list(prompts[start : start + _BATCH])
-        images = generate(
+        made = generate(
             **components,
             prompt=part,
+            images=None if images is None else images[start : start + _BATCH],
             height=SIZE,
             width=SIZE,
             num_inference_steps=steps,
@@ -189,8 +193,8 @@ def make_pictures(
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(part))],
             output_type="pt",
         )
-        assert isinstance(images, torch.Tensor)
-        pictures.extend(to_uint8(images))
+        assert isinstance(made, torch.Tensor)
+        pictures.extend(to_uint8(made))
         if report is not None:
             report(len(pictures))
     return pictures

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from zimage_core.tiny.settings import versions
+
 SAVE_SECONDS = 90.0
 _WARM_UP_STEPS = 60
 _DECAY_FROM = 0.5
@@ -177,6 +179,27 @@ class Stage:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.log.write(self.name, step=self.step, of=self.total, state="resumed")
+
+
+def record_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Note in a state folder what its training depends on, or see that it is as it was begun.
+
+    Raises:
+        ValueError: the folder was begun with other settings.
+    """
+    path = folder / "settings.json"
+    mine = json.loads(json.dumps(settings))
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        changed = [f"{key}={begun.get(key)}" for key in mine if begun.get(key) != mine[key]]
+        if changed:
+            raise ValueError(
+                f"{path}: this training was begun with {', '.join(changed)}; "
+                "use the same settings, or another state folder"
+            )
+        return
+    text = json.dumps({"settings": mine, "versions": versions()}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def save_atomically(path: Path, state: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from zimage_core.tiny.sampling import (
     sheet_prompts,
 )
 from zimage_core.tiny.settings import Settings, versions
-from zimage_core.tiny.state import Budget, Log, Stage
+from zimage_core.tiny.state import Budget, Log, Stage, record_settings
 from zimage_core.tiny.text_training import TextTrainer, initialize_text_encoder
 from zimage_core.tiny.tokenizer import HYPHENATED_WORD, save_tokenizer, train_tokenizer
 from zimage_core.tiny.vae_training import (
@@ -88,7 +87,7 @@ class Training:
     ) -> None:
         state.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.budgets = state, settings, budgets
-        self._record_settings()
+        record_settings(state, asdict(settings))
         self.log = Log(state / "log.jsonl", quiet=quiet)
         self.log.write("start", versions=versions(), settings=asdict(settings))
         self.threads = Threads(settings.threads)
@@ -337,21 +336,6 @@ class Training:
             sheet_prompts(self.vocabulary, self._seed("sheet")),
             guidance_scale=guidance_scale,
         )
-
-    def _record_settings(self) -> None:
-        path = self.folder / "settings.json"
-        mine = json.loads(json.dumps(asdict(self.settings)))
-        if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            changed = [f"{key}={begun.get(key)}" for key in mine if begun.get(key) != mine[key]]
-            if changed:
-                raise ValueError(
-                    f"{path}: this training was begun with {', '.join(changed)}; "
-                    "use the same settings, or another state folder"
-                )
-            return
-        text = json.dumps({"settings": mine, "versions": versions()}, indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
 
     def _seed(self, purpose: str) -> str:
         return f"{self.settings.seed}/{purpose}"
