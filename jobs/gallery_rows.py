@@ -16,7 +16,7 @@ from jobs.epoch import is_alive, newest_claim
 from jobs.manifest import PROFILE_PREFIX
 from jobs.output import Output
 from jobs.rejected import Rejection
-from jobs.status import next_command
+from jobs.status import run_command
 from jobs.terminal import visible_line, without_credentials
 from jobs.writers import WRITERS
 
@@ -82,18 +82,20 @@ def block(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def progress(output: Output, uri: str) -> dict[str, Any]:
-    """How far the job is, and what makes failed samples again. Raises StorageError."""
+    """How far the job is, and what makes failed and rejected samples again. Raises StorageError."""
     listing, planned = output.listing, output.record.plan.num_samples
     claim = newest_claim(output.storage)
     left = planned - listing.num_rows
     running = claim is not None and is_alive(claim)
-    retry = next_command(output, uri, running=False, left=0)
+    failed = listing.num_failed > 0
+    retry = visible_line(run_command(output, uri, "--retry-failed")) if failed else None
     return {
         "planned": planned,
         "ok": listing.num_rows - listing.num_failed,
         "failed": listing.num_failed,
         "state": "running" if running else ("complete" if left == 0 else "stopped"),
-        "retry": None if retry is None else visible_line(retry),
+        "retry": retry,
+        "redo": visible_line(run_command(output, uri, "--redo-rejected")),
     }
 
 

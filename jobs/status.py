@@ -191,10 +191,14 @@ def next_command(
     """The command to run next, or None where there is nothing to do."""
     if running:
         return None
-    command = output.record.command or ["zimage", "run", "JOB", "--output", uri]
-    words = shlex.join([word for word in command if word not in _ONCE])
     if output.listing.num_failed:
-        return f"{words} --retry-failed"
+        return run_command(output, uri, "--retry-failed")
     if rejected and not left:
-        return f"{words} --redo-rejected"
-    return words if left else None
+        return run_command(output, uri, "--redo-rejected")
+    return run_command(output, uri) if left else None
+
+
+def run_command(output: Output, uri: str, *flags: str) -> str:
+    """The command that made this output, quoted for a shell, with `flags` for this once."""
+    command = output.record.command or ["zimage", "run", "JOB", "--output", uri]
+    return shlex.join([*(word for word in command if word not in _ONCE), *flags])

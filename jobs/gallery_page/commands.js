@@ -24,6 +24,8 @@ const flag = (name, value) => (String(value).startsWith("-") ? [`${name}=${value
 
 const regenCommand = (row) => commandLine(["zimage", "regen", facts.output, row.index]);
 
+const importCommand = () => commandLine(["zimage", "gallery", facts.output, "--import-rejected", "rejected.csv"]);
+
 function generateCommand(row) {
   const how = facts.generate;
   const notes = how.without_flag.map((key) => `${key} of the job has no flag here`);

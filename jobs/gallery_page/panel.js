@@ -130,6 +130,10 @@ function commandsOf(row) {
     if (facts.retry) parts.push(command(facts.retry, "all failed samples of the job"));
     return parts.length > 0 ? element("div", {}, ...parts) : null;
   }
+  if (isRejected(row)) {
+    if (facts.mode !== "served") parts.push(command(importCommand(), "first: the marks of this page, downloaded above, into the output"));
+    parts.push(command(facts.redo, "all rejected images of the job, each with its next seed"));
+  }
   parts.push(command(regenCommand(row), "the recorded batch, compared with what is stored"));
   const [line, notes] = generateCommand(row);
   const words = ["this image alone; differs in last bits where it was made in a batch", ...notes];

@@ -64,6 +64,7 @@ def test_a_page_of_an_output(zimage: CommandLine, out: Path) -> None:
     facts, rows = data_of(page, "facts"), rows_of(page)
     assert (facts["name"], facts["planned"], facts["ok"], facts["failed"]) == ("faces", 100, 99, 1)
     assert facts["retry"].endswith("jobs/faces.yaml --output out --retry-failed")
+    assert facts["redo"].endswith("jobs/faces.yaml --output out --redo-rejected")
     assert [row["index"] for row in rows] == list(range(100))
     table = {
         row["index"]: row for row in pq.read_table(next((out / "manifest").iterdir())).to_pylist()

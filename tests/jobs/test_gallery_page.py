@@ -272,6 +272,9 @@ def test_marks_of_a_page_from_the_disk_are_downloaded(page: Page) -> None:
     page.js("document.getElementById('reject').click()")
     assert page.text("#save-marks") == "Download rejected.csv (2)"
     assert page.js("document.querySelectorAll('.tile.rejected').length") == 2
+    lines = page.js("[...document.querySelectorAll('#panel pre')].map(pre => pre.textContent)")
+    assert lines[0].endswith("--import-rejected rejected.csv")
+    assert lines[1].endswith("--redo-rejected")
     marks = parse_rejected(page.js("marksAsCsv()").encode(), "page")
     hashes = page.js("[rowOf.get(2).pixels_sha256, rowOf.get(5).pixels_sha256]")
     assert [mark.image for mark in marks] == [(2, hashes[0]), (5, hashes[1])]
@@ -294,6 +297,8 @@ def test_a_served_page_follows_the_job_and_saves_marks(driver: Any, tmp_path: Pa
             (mark,) = wait_for(lambda: read_rejected(storage))
             assert mark.index == 1
             page.wait("document.querySelector('#tile-1.rejected') !== null")
+            page.open(1)
+            assert page.text("#panel pre").endswith("--redo-rejected")
             page.open(7)
             page.wait("document.querySelector('.picture img').src.includes('/image/7?')")
             commit(storage, SHARD, SHARD + 50)
