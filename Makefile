@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo images docs test test-browser chaos chaos-long test-slow check format wheel bench clean
+.PHONY: demo images docs test test-long test-browser chaos chaos-long test-slow check format wheel bench clean
 
 demo: $(STAMP)
 	$(BIN)/zimage run jobs/avatars.yaml --config configs/z-image-tiny.yaml \
@@ -37,7 +37,11 @@ docs: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-# What `make test` leaves out: a cluster whose processes are killed, on disk and on S3, and a job whose
+# What `make test` leaves out first: whole jobs, trained checkpoints and memory, seconds for each test.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m 'long and not slow and not chaos'
+
+# What needs the machine for itself: a cluster whose processes are killed, on disk and on S3, and a job whose
 # samples kill, hang and fill their workers, or whose nodes cannot load.
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos tests/chaos tests/jobs/test_failure_classes.py \

@@ -6,6 +6,8 @@ import pytest
 from job_runs import read_hashes
 from output_checks import check_complete, check_visible
 
+pytestmark = pytest.mark.long
+
 KINDS = ["die_before", "die_half", "die_after"]
 SHARD = 2  # of the job in conftest.py
 

@@ -9,6 +9,8 @@ from job_runs import read_hashes
 
 from jobs.moved_seeds import next_seed
 
+pytestmark = pytest.mark.long
+
 REJECTED = (0, 2)  # one in each shard
 
 

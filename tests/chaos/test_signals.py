@@ -8,7 +8,10 @@ import sys
 import time
 
 import pyarrow.parquet as pq
+import pytest
 from job_runs import JOB, ROOT, Job, kill_session, wait_for
+
+pytestmark = pytest.mark.long
 
 
 def test_third_signal_of_an_impatient_user_is_130_as_the_second(tmp_path):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from output_checks import check_complete, check_visible
 
+pytestmark = pytest.mark.long
+
 SHARD = 2  # of the job in conftest.py
 
 

@@ -20,7 +20,7 @@ from zimage_core.tiny.caption_reading import CaptionReader
 from zimage_core.tiny.score import Question, judge, score_pictures
 from zimage_core.tiny.vocabulary import load_vocabulary
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 PINNED = Path(__file__).with_name("avatar_hashes.json")
 SHEET = ROOT / "docs/images/avatars.webp"

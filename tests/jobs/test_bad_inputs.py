@@ -363,6 +363,7 @@ def test_a_worker_finds_the_drivers_modules_from_elsewhere(
 # In processes of their own, as a shell starts them.
 
 
+@pytest.mark.long
 def test_generator_class_in_the_working_directory(zimage: CommandLine) -> None:
     name = zimage.write_generator("return f'A cat, {index}'", "cats")
     flags = ["--local", "--count", 2, "--set", f"prompts.generator={name}"]
@@ -370,6 +371,7 @@ def test_generator_class_in_the_working_directory(zimage: CommandLine) -> None:
     assert [row["prompt"] for row in zimage.rows()] == ["A cat, 0", "A cat, 1"]
 
 
+@pytest.mark.long
 def test_a_process_ends_without_a_traceback(zimage: CommandLine) -> None:
     ended = zimage.process("run", "job.yaml", "--set", "sampling.width=1000", code=2)
     assert ended.err.count("\n") == 1

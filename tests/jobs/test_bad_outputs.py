@@ -224,6 +224,7 @@ def test_unreachable_cluster(
     zimage.run("--count", 1, code=0)  # the claim on the output was given back
 
 
+@pytest.mark.long
 def test_full_disk(zimage: CommandLine, small_disk: Path) -> None:
     output = small_disk / "out"
     flags = ["--local", "--output", output, "--count", 40]
@@ -244,6 +245,7 @@ def test_full_disk(zimage: CommandLine, small_disk: Path) -> None:
     assert "40 of 40 images as committed\n" in zimage("verify", output, code=0).out
 
 
+@pytest.mark.long
 def test_second_driver(zimage: CommandLine) -> None:
     body = "import time; time.sleep(0.2 if index else 0); return f'A cat, {index}'"
     flags = ["--set", f"prompts.generator={zimage.write_generator(body)}", "--count", 600]

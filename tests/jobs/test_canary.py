@@ -29,6 +29,7 @@ def pipeline(dtype: torch.dtype = torch.float32) -> ZImagePipeline:
     return ZImagePipeline(**load_from_local_dir(TINY, device="cpu", dtype=dtype))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_healthy_worker_agrees_with_itself(dtype: torch.dtype) -> None:
     made = pipeline(dtype)
@@ -120,6 +121,7 @@ def test_nan_in_16_bits_is_made_again_in_float32(
     assert all(Path(job.output / row["file_name"]).is_file() for row in rows)
 
 
+@pytest.mark.long
 def test_nan_in_float32_too_is_recorded(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ def test_damaged_part_is_an_error_that_names_it(storage):
         Listing(storage).current(0)
 
 
+@pytest.mark.long
 def test_150_000_parts_are_listed_in_two_seconds(tmp_path):
     folder = tmp_path / "out" / "manifest"
     folder.mkdir(parents=True)

@@ -237,6 +237,7 @@ def test_batches_that_are_wrong_on_this_machine_are_a_problem(
     assert "DIFFER from the same made alone" in format_doctor(report)
 
 
+@pytest.mark.long
 def test_a_model_too_large_for_this_machine_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canary_check, "available_memory", lambda: 5_000_000)
     report = doctor(TINY)

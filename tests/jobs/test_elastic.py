@@ -66,6 +66,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
+@pytest.mark.long
 def test_nodes_join_are_drained_and_die(cluster: Any) -> None:
     """All in one run, for a cluster takes longer to start than this takes."""
     import ray

@@ -195,6 +195,7 @@ def files(zimage: CommandLine, output: str) -> list[bytes]:
     return [(zimage.folder / output / row["file_name"]).read_bytes() for row in rows]
 
 
+@pytest.mark.long
 def test_files_of_a_job_are_the_same_in_every_run(zimage: CommandLine) -> None:
     zimage.run(*FACES, code=0)
     rows, made = zimage.rows(), files(zimage, "out")

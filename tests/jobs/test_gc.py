@@ -150,6 +150,7 @@ def test_a_manifest_that_lost_a_part_makes_no_leftovers(made: CommandLine) -> No
     made("verify", "out", code=0)
 
 
+@pytest.mark.long
 def test_refuses_while_a_driver_lives(zimage: CommandLine) -> None:
     body = "import time; time.sleep(0.2 if index else 0); return f'A cat, {index}'"
     flags = ["--local", "--set", f"prompts.generator={zimage.write_generator(body)}"]

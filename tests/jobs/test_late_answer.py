@@ -16,7 +16,7 @@ from sleeping_executor import SETTINGS, sleeping_executor
 from jobs.cluster import connected
 from jobs.executor import LeaseEnded, Trimmed
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 class LateActor(SleepingActor):

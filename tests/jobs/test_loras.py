@@ -97,6 +97,7 @@ def change(path: Path) -> None:
     write(path, {key: tensor * 0.9 for key, tensor in load_file(path).items()})
 
 
+@pytest.mark.long
 def test_a_grid_has_the_bytes_of_jobs_with_one_adapter_each(
     zimage: CommandLine, job: Write
 ) -> None:

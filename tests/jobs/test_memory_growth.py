@@ -24,6 +24,7 @@ output: {{uri: out, shard_size: {shard}}}
 """
 
 
+@pytest.mark.long
 def test_a_run_of_many_samples_grows_by_nothing(tmp_path: Path) -> None:
     """Driver and worker in one process, all but the device's work real: see `null_run`."""
     rows = "\n".join(f"thing {n}" for n in range(COUNT))

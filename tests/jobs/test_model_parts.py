@@ -99,6 +99,7 @@ def test_plan_checks_the_file_and_names_its_key(job: CommandLine):
     assert "--set: model.vae: value ''" in ended.err
 
 
+@pytest.mark.long
 def test_notes_are_shown(job: CommandLine, origin):
     state = foreign.transformer_state(origin)
     state["norm_final.weight"] = torch.zeros(64)

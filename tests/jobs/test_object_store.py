@@ -100,6 +100,7 @@ def test_large_file_goes_in_parts_and_arrives_whole(storage, proxy, tmp_path):
     assert len(storage.get("large") or b"") == len(content)
 
 
+@pytest.mark.long
 def test_listing_goes_on_where_it_broke(storage, proxy):
     names = {f"{n:04d}" for n in range(2500)}
     for name in names:

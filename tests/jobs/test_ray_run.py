@@ -69,9 +69,19 @@ def assert_complete(job: Job, expected: dict[int, str]) -> None:
     assert verified.returncode == 0
 
 
-def test_two_actors_pull_shards_and_give_the_bytes_of_one_process(job, expected):
-    result = job.run("--workers", "2")
-    assert result.returncode == 0, result.stderr
+def test_two_actors_pull_shards_and_give_the_bytes_of_one_process(job, expected, tmp_path):
+    """And Ray, started for it, listens on loopback alone and leaves nothing behind."""
+    home = tmp_path / "home"
+    home.mkdir()
+    process = job.start("--workers", "2", HOME=str(home))
+    try:
+        wait_for(lambda: len(worker_pids(process)) == 2)
+        folders = assert_on_loopback(process)
+        assert process.wait(120) == 0
+    finally:
+        kill_session(process)
+    assert list(home.iterdir()) == []
+    assert not any(Path(folder).exists() for folder in folders)
     assert_complete(job, expected)
     rows = read_rows(job.output)
     assert {r["worker"] for r in rows} == {"w0", "w1"}
@@ -83,6 +93,24 @@ def test_two_actors_pull_shards_and_give_the_bytes_of_one_process(job, expected)
     assert "nothing to make" in again.stderr
     assert "Ray" not in again.stderr
     assert len(list((job.output / "events").iterdir())) == 1
+
+
+def assert_on_loopback(process: subprocess.Popen) -> set[str]:
+    """Nothing of the job's processes listens elsewhere; the folders that its Ray has."""
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    commands = " ".join(word for p in family for word in p.cmdline())
+    listening = [
+        c.laddr.ip
+        for p in family
+        for c in p.net_connections("inet")
+        if c.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    folders = set(re.findall(r"/tmp/zimage-\w+", commands))
+    assert folders
+    return folders
 
 
 @pytest.mark.slow  # as are the next ones: the chaos suite does this and more
@@ -119,6 +147,7 @@ def test_driver_killed_in_the_middle_is_succeeded(job, expected):
     assert_complete(job, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "send"),
     [
@@ -159,33 +188,6 @@ def test_hung_worker_is_given_up_after_stall_timeout(job, expected):
     assert "worker_stalled" in events
 
 
-def test_ray_that_is_started_here_listens_on_loopback_and_leaves_nothing(job, tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {"HOME": str(home)}
-    process = job.start("--workers", "1", **environment)
-    try:
-        wait_for(lambda: worker_pids(process))
-        family = [psutil.Process(process.pid)]
-        family += family[0].children(recursive=True)
-        commands = " ".join(word for p in family for word in p.cmdline())
-        folders = set(re.findall(r"/tmp/zimage-\w+", commands))
-        listening = [
-            c.laddr.ip
-            for p in family
-            for c in p.net_connections("inet")
-            if c.status == psutil.CONN_LISTEN
-        ]
-        assert listening
-        assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
-        assert process.wait(120) == 0
-    finally:
-        kill_session(process)
-    assert list(home.iterdir()) == []
-    assert folders
-    assert not any(Path(folder).exists() for folder in folders)
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray head with two logical GPUs on loopback; its address."""
@@ -216,6 +218,7 @@ def cluster():
         kill_session(head)
 
 
+@pytest.mark.long
 def test_one_actor_for_each_gpu_of_the_cluster_and_each_sees_its_own(job, expected, cluster):
     result = job.run(RAY_ADDRESS=cluster)
     assert result.returncode == 0, result.stderr

@@ -230,6 +230,7 @@ def test_slow_store_does_not_hold_up_events(uri, proxy, monkeypatch):
     assert [e["event"] for e in read_events(epoch.storage)] == ["epoch", "one", "two", "end"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["files", "webdataset"])
 def test_job_killed_under_faults_ends_with_the_local_jobs_images(
     make_job, proxy, uri, layout, capsys

@@ -18,6 +18,7 @@ def report(command: CommandLine) -> dict:
     return json.loads(command("status", "out", "--json", code=0).out)
 
 
+@pytest.mark.long
 def test_at_work_killed_and_gone_on_with(zimage: CommandLine) -> None:
     flags = ["--local", "--set", f"prompts.generator={zimage.write_generator(SLOW)}"]
     flags += ["--count", "600", "--set", "output.shard_size=2"]

@@ -25,6 +25,7 @@ def hashes(zimage: CommandLine, output: str) -> list[str]:
     return [row["pixels_sha256"] for row in zimage.rows(output)]
 
 
+@pytest.mark.long
 def test_a_resume_and_regen_give_the_same_pixels(long_job: CommandLine) -> None:
     pairs = (*CACHE, "--set", "sampling.batch_size=2")
     long_job.run("--count", 1, "--output", "plain", code=0)

@@ -406,6 +406,7 @@ def test_submit_follows_a_real_cluster_and_returns_the_jobs_exit_code(
     assert seen["ray"]  # the job joins the cluster that runs it
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_stopping_a_job_leaves_it_time_to_drain(
     ray_head: str, fake_project: Path, capfd: pytest.CaptureFixture[str]
@@ -429,6 +430,7 @@ def test_an_address_without_a_scheme_reaches_the_same_cluster(ray_head: str) -> 
     assert connect(ray_head.removeprefix("http://")).get_version()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_shipped_job_runs_from_an_uploaded_clone(
     ray_head: str,

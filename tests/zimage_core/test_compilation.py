@@ -192,6 +192,7 @@ def step(
     return velocity
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "backend", ["native", *(pytest.param(b, marks=pytest.mark.slow) for b in BACKENDS[1:])]
 )
@@ -244,6 +245,7 @@ def test_another_thread_finds_the_code(
     assert torch.equal(actual, work())
 
 
+@pytest.mark.long
 def test_no_limit_of_compilations_is_met(folder: Path) -> None:
     """Neither PyTorch's for one function nor the one for all that were ever made of it."""
     with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=5):

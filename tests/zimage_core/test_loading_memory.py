@@ -60,6 +60,7 @@ def measured(folder, tiny, **parts):
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not PEAK.exists(), reason="Linux tells the peak")
 def test_float32_shards_are_cast_without_a_second_copy(folder, tiny):
     stored = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
@@ -69,6 +70,7 @@ def test_float32_shards_are_cast_without_a_second_copy(folder, tiny):
     assert found["peak"] < found["weights"] + LARGEST + CONSTANT, found
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not PEAK.exists(), reason="Linux tells the peak")
 @pytest.mark.parametrize("form", ["scaled float8", "gguf"])
 def test_single_files_neither(folder, tiny, tmp_path, form):

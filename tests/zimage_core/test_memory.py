@@ -106,6 +106,7 @@ def published() -> MemoryModel:
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc"
 )

@@ -343,6 +343,7 @@ def given_for(vae, stage, height, width, device):
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stage", ["decode", "encode"])
 def test_memory_of_the_published_model_is_that_of_a_band(dtype, stage):

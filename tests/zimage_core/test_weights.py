@@ -85,6 +85,7 @@ def test_complete_folder_asks_nobody(folder, tmp_path, hub, source) -> None:
     assert (hub.listings, len(hub.sent)) == asked
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", SOURCES)
 def test_processes_at_once_fetch_each_byte_once(origin, tmp_path, hub, source) -> None:
     for count in (2, 4):

@@ -53,6 +53,7 @@ def prompts(name, table, count=2000):
     return [generator.generate_prompt(i).text for i in range(count)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("table", [False, True], ids=["bare", "table"])
 @pytest.mark.parametrize("name", KINDS)
 def test_every_word_of_the_generators_is_in_the_training(name, table, known_words, tokenizer):

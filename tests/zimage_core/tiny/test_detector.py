@@ -24,6 +24,7 @@ def measure(kind, count, seed, spoil=lambda picture: picture):
     return {name: right[name] / asked[name] for name in asked}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "count"),
     [("avatars", 40), ("food", 80), pytest.param("gaming", 80, marks=pytest.mark.slow)],
@@ -42,6 +43,7 @@ def test_each_attribute_is_found_in_97_of_100_drawings(kind):
     assert min(accuracies.values()) >= 0.97, accuracies
 
 
+@pytest.mark.long
 def test_a_blurred_and_noisy_drawing_is_still_read():
     noise = np.random.default_rng(0)
 

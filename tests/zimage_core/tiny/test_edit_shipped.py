@@ -24,6 +24,7 @@ def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 14e6
 
 
+@pytest.mark.long
 def test_it_changes_what_is_asked_for_and_keeps_the_rest(components: dict[str, Any]) -> None:
     questions = make_edit_questions(load_vocabulary(), 12, "quick")
     score = score_edits(questions, edit_pictures(components, questions))

@@ -110,6 +110,7 @@ def test_the_instruction_is_the_segment_that_the_training_pads(pipeline: ZImageP
     assert [len(x) for x in pipeline.encode_edit_text("add a red cap", 1)] == lengths
 
 
+@pytest.mark.long
 def test_a_training_ends_in_a_checkpoint_that_edits(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", vae_channels=(8, 8, 8, 8))
     out, state = tmp_path / "out", tmp_path / "state"

@@ -76,6 +76,7 @@ def test_the_autoencoder_keeps_drawings_that_it_never_saw(components):
     assert psnr >= 31.0
 
 
+@pytest.mark.long
 def test_it_draws_what_it_is_told(components):
     questions = make_questions(load_vocabulary(), 40, seed="test")
     pictures = make_pictures(components, [q.prompt for q in questions], steps=8, guidance=0.0)

@@ -51,6 +51,7 @@ def tensors(folder):
     }
 
 
+@pytest.mark.long
 def test_both_folders_load_and_make_pictures(trained):
     pictures = []
     for name in ("tiny", "tiny-base"):
@@ -121,6 +122,7 @@ def test_log_sheets_and_versions_are_kept(trained):
     assert recorded["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.long
 def test_a_stopped_training_ends_as_one_that_ran_through(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("zimage_core.tiny.state.SAVE_SECONDS", -1.0)
     monkeypatch.setattr(
