@@ -22,6 +22,7 @@ from jobs.device import empty_cache, is_device_failure, is_out_of_memory
 from jobs.edit_features import EditFeatures
 from jobs.image_faults import ImageFault, to_pixels
 from jobs.plan import Sample
+from jobs.stage_clock import StageClock
 from jobs.text_features import TextFeatures
 from jobs.writers import Pixels
 from zimage_core import LoraSwitcher, ZImagePipeline
@@ -62,6 +63,7 @@ class BatchStages:
         sampling: the job's.
         images_root: of the images that prompts bring.
         takes_pictures: whether they are edited; else one is started from.
+        clock: times the stages.
         on_step: called with every step of work.
         log: called with a line for the worker's log.
     """
@@ -77,6 +79,7 @@ class BatchStages:
         on_step: Callable[[int], None],
         log: Callable[[str], None],
         takes_pictures: bool = False,
+        clock: StageClock | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._loras = loras
@@ -86,6 +89,7 @@ class BatchStages:
         self._edits: EditFeatures | None = None
         if takes_pictures:
             self._edits = EditFeatures(pipeline, sampling.max_sequence_length)
+        self._clock = StageClock("cpu") if clock is None else clock
         self._images_root = images_root
         self._on_step = on_step
         self._log = log
@@ -185,9 +189,10 @@ class BatchStages:
 
     def _encode(self, draft: Draft, *, anew: bool = False) -> None:
         batch = draft.samples
-        draft.prompts = self._encoded(draft, [s.prompt for s in batch], anew)
-        if self._sampling.guidance_scale > 0:
-            draft.negatives = self._encoded(draft, [s.negative_prompt for s in batch], anew)
+        with self._clock.stage("text"):
+            draft.prompts = self._encoded(draft, [s.prompt for s in batch], anew)
+            if self._sampling.guidance_scale > 0:
+                draft.negatives = self._encoded(draft, [s.negative_prompt for s in batch], anew)
         # A generator draws the latents of an image to start from, and the noise after them.
         draft.generators = [torch.Generator("cpu").manual_seed(s.seed) for s in batch]
         self._on_step(0)
@@ -219,7 +224,8 @@ class BatchStages:
     def _add_images(self, draft: Draft, images: BatchImages) -> None:
         starts = images.starts_of(draft.samples)
         if starts is not None:
-            draft.image_latents = self._pipeline.encode_image(starts, draft.generators)
+            with self._clock.stage("pictures"):
+                draft.image_latents = self._pipeline.encode_image(starts, draft.generators)
         self._add_pictures(draft, images)
 
     def _add_pictures(self, draft: Draft, images: BatchImages, *, anew: bool = False) -> None:
@@ -230,7 +236,8 @@ class BatchStages:
         conditions = [*draft.prompts, *(draft.negatives or ())]
         edits = [condition for condition in conditions if isinstance(condition, Edit)]
         samples = [*draft.samples] * (len(edits) // len(draft.samples))
-        whole = add(edits, samples, images)
+        with self._clock.stage("pictures"):
+            whole = add(edits, samples, images)
         draft.prompts = [*whole[: len(draft.prompts)]]
         if draft.negatives is not None:
             draft.negatives = [*whole[len(draft.prompts) :]]
@@ -239,28 +246,32 @@ class BatchStages:
     def _denoise(self, draft: Draft) -> None:
         first, sampling = draft.samples[0], self._sampling
         self._merge_loras(first.loras)
-        draft.latents = self._pipeline.denoise(
-            draft.prompts,
-            height=first.height,
-            width=first.width,
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-            negative_prompt_embeds=draft.negatives,
-            generators=draft.generators,
-            image_latents=draft.image_latents,
-            strength=sampling.strength,
-            cfg_normalization=sampling.cfg_normalization,
-            cfg_truncation=sampling.cfg_truncation,
-            cache=sampling.cache,
-            on_step=self._on_step,
-        )
+        with self._clock.stage("denoise"):
+            draft.latents = self._pipeline.denoise(
+                draft.prompts,
+                height=first.height,
+                width=first.width,
+                num_inference_steps=sampling.num_inference_steps,
+                guidance_scale=sampling.guidance_scale,
+                negative_prompt_embeds=draft.negatives,
+                generators=draft.generators,
+                image_latents=draft.image_latents,
+                strength=sampling.strength,
+                cfg_normalization=sampling.cfg_normalization,
+                cfg_truncation=sampling.cfg_truncation,
+                cache=sampling.cache,
+                on_step=self._on_step,
+            )
 
     def _decode(self, draft: Draft) -> list[Pixels | ImageFault]:
         assert draft.latents is not None
         # Scaled where they were made: a division has other last bits elsewhere.
-        decoded = self._pipeline.decode(draft.latents.to(compute_device(self._pipeline.vae)))
-        self._on_step(0)
-        return to_pixels(decoded)
+        with self._clock.stage("decode"):
+            decoded = self._pipeline.decode(draft.latents.to(compute_device(self._pipeline.vae)))
+            self._on_step(0)
+            pixels = to_pixels(decoded)
+        self._clock.settle()
+        return pixels
 
     def _merge_loras(self, names: Sequence[str]) -> None:
         """Put a batch's adapters into the weights, and take those of the last one out."""

@@ -22,6 +22,7 @@ from jobs.errors import ClusterError, FailureRateError, ModelError, StorageError
 from jobs.executor import (
     Event,
     Executor,
+    Finished,
     Lease,
     LeaseEnded,
     LoadFailed,
@@ -37,6 +38,7 @@ from jobs.progress import ProgressReport
 from jobs.quantities import index_ranges
 from jobs.resume import row_values
 from jobs.scheduler import Commit, Outcome, Scheduler
+from jobs.stage_clock import add_seconds
 from jobs.storage import Storage
 
 _POLL = 0.5  # seconds
@@ -98,6 +100,7 @@ class Driver:
         self._load_error: str | None = None
         self._ready = 0
         self._canaries = CanaryComparison()
+        self._stages: dict[str, float] = {}  # seconds of all workers, not yet written
         self._dispatcher = Dispatcher(
             self.scheduler, self.executor, on_lease=self._leased, on_trim=self._asked
         )
@@ -182,6 +185,8 @@ class Driver:
                 self._compare(event)
             case Progress():
                 self._losses = 0
+                if isinstance(event.message, Finished):
+                    add_seconds(self._stages, event.message.stages)
                 ended = self.scheduler.num_ended
                 self.scheduler.progress(event)
                 self.report.ended(self.scheduler.num_ended - ended, self.scheduler.num_failed)
@@ -255,6 +260,10 @@ class Driver:
                 if outcome.result.error_type is not None:
                     self.report.failed(outcome)
         if commits:
+            if self._stages:
+                seconds = {name: round(taken, 4) for name, taken in self._stages.items()}
+                self.epoch.event("stages", seconds=seconds)
+                self._stages.clear()
             # Else a killed driver takes up to a heartbeat's worth of its story with it. Lines that
             # cannot be written now stay for the next beat.
             with contextlib.suppress(StorageError):

@@ -128,9 +128,15 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A batch has ended; one result for each wanted sample of it."""
+    """A batch has ended.
+
+    Attributes:
+        results: one for each wanted sample of it.
+        stages: seconds by stage of all that the worker did since its last message of this kind.
+    """
 
     results: tuple[Result, ...]
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 Message = Planned | Finished

@@ -14,6 +14,7 @@ from jobs.executor import Message, Result, Settings
 from jobs.image_metadata import job_making, with_metadata
 from jobs.manifest import BatchMode
 from jobs.plan import Sample
+from jobs.stage_clock import StageClock
 from jobs.storage import Storage
 from jobs.writers import Pixels, job_writer, pixels_sha256, sha256
 
@@ -58,6 +59,7 @@ class ImageOutput:
         self.settings: Settings | None = None  # of the job, known before its first image
         self.name = config.name
         self.writer = job_writer(config.output)
+        self.clock: StageClock | None = None
         self.written = 0
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")
 
@@ -112,6 +114,10 @@ class ImageOutput:
         except Exception as error:  # noqa: BLE001 - costs its image, not the worker
             return made.failed("generation_error", f"{type(error).__name__}: {error}")
         self.written += 1
+        file_hash, pixels_hash = sha256(content), pixels_sha256(pixels)
+        seconds = time.perf_counter() - started
+        if self.clock is not None:
+            self.clock.add("write", seconds)
         return Result(
             index=made.index,
             batch=made.batch,
@@ -119,8 +125,8 @@ class ImageOutput:
             created_at=datetime.now(UTC),
             file_name=name,
             bytes=len(content),
-            sha256=sha256(content),
-            pixels_sha256=pixels_sha256(pixels),
-            seconds=made.seconds + time.perf_counter() - started,
+            sha256=file_hash,
+            pixels_sha256=pixels_hash,
+            seconds=made.seconds + seconds,
             dtype=made.dtype,
         )

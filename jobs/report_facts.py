@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.epoch import read_events
 from jobs.output import Output
+from jobs.stage_clock import STAGES, add_seconds
 
 SLOWEST = 10
 MOST_FAILURES = 200
@@ -25,7 +26,7 @@ _COLUMNS = (
     *("status", "prompt", "width", "height", "worker", "node", "device", "seconds"),
     *("batch_mode", "error_type", "error_message", "created_at"),
 )
-_MOST_LOADING = 1e7  # seconds; what says more, or is no number, is not believed
+_MOST_SECONDS = 1e7  # what says more, or is no number, is not believed
 _LEFT = ("worker_died", "worker_stalled")  # events that end a worker
 
 Floats = npt.NDArray[np.float64]
@@ -56,6 +57,7 @@ class Runs:
         worker_seconds: the same for each worker, by device.
         loading_seconds: of each worker.
         lost: workers that died or hung.
+        stage_seconds: of all workers, by stage.
     """
 
     number: int = 0
@@ -63,6 +65,7 @@ class Runs:
     worker_seconds: Mapping[str, float] = field(default_factory=dict)
     loading_seconds: Sequence[float] = ()
     lost: int = 0
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -151,6 +154,7 @@ def read_runs(events: Iterable[Mapping[str, Any]]) -> Runs:
     number, active, lost = 0, 0.0, 0
     workers: dict[str, float] = {}
     loading: list[float] = []
+    stages: dict[str, float] = {}
     for entries in epochs.values():
         end = max(_seconds(event) for event in entries)
         ready: dict[str, tuple[float, str]] = {}
@@ -161,8 +165,10 @@ def read_runs(events: Iterable[Mapping[str, Any]]) -> Runs:
                 first = time if first is None else first
                 ready[event["worker"]] = (time, event["device"])
                 taken = event.get("seconds")
-                if isinstance(taken, float) and 0 <= taken < _MOST_LOADING:
+                if isinstance(taken, float) and 0 <= taken < _MOST_SECONDS:
                     loading.append(taken)
+            elif event["event"] == "stages":
+                add_seconds(stages, _stage_seconds(event))
             elif event["event"] in _LEFT:
                 lost += 1
                 since, device = ready.pop(event["worker"], (None, ""))
@@ -173,7 +179,16 @@ def read_runs(events: Iterable[Mapping[str, Any]]) -> Runs:
         if first is not None:
             number += 1
             active += max(0.0, end - first)
-    return Runs(number, active, workers, loading, lost)
+    return Runs(number, active, workers, loading, lost, stages)
+
+
+def _stage_seconds(event: Mapping[str, Any]) -> dict[str, float]:
+    """What can be believed of an event, which anyone may have written."""
+    said = event.get("seconds")
+    if not isinstance(said, dict):
+        return {}
+    found = {name: said[name] for name in STAGES if isinstance(said.get(name), float)}
+    return {name: seconds for name, seconds in found.items() if 0 <= seconds < _MOST_SECONDS}
 
 
 def _add_makers(facts: Facts, table: pa.Table) -> None:

@@ -14,11 +14,19 @@ from jobs.output import Output
 from jobs.page import Block, Command, Heading, Paragraph, Picture, Plot, Table
 from jobs.quantities import counted, duration
 from jobs.report_facts import MOST_FAILURES, Facts, Floats
+from jobs.stage_clock import STAGES
 from jobs.terminal import without_credentials
 
 MOST_PAIRS = 50
 _MOST_MAKERS = 64
 _MOST_PROBLEMS = 5
+_STAGE_WORDS = {
+    "text": "text encoding",
+    "pictures": "encoding of pictures",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "write": "encoding, hashing and writing files",
+}
 
 
 def summary(output: Output, uri: str, config: JobConfig) -> list[Block]:
@@ -95,10 +103,10 @@ def times(facts: Facts, gpus_per_worker: float, plots: Sequence[Plot]) -> list[B
     blocks.append(Table(("", "#"), _time_rows(facts, gpus_per_worker)))
     blocks.append(
         Paragraph(
-            "Seconds for an image are its batch's time divided by the batch, and its own writing. "
-            "The manifest has no times of single stages: zimage bench measures those."
+            "Seconds for an image are its batch's time divided by the batch, and its own writing."
         )
     )
+    blocks += _stages(facts)
     blocks += [plot for plot in plots if plot.name in ("rate", "seconds")]
     devices = [
         (device or "unknown", f"{images:,}", _seconds(seconds, images), _hourly(images, seconds))
@@ -174,6 +182,27 @@ def look_alike_section(
     return [*blocks, Table(columns, rows)]
 
 
+def _stages(facts: Facts) -> list[Block]:
+    """Where the workers' time went."""
+    seconds, made = facts.runs.stage_seconds, len(facts.created)
+    if not seconds:
+        return [
+            Paragraph("The events have no times of stages: an older version made these images.")
+        ]
+    total = sum(seconds.values())
+    rows = [
+        (_STAGE_WORDS[name], duration(taken), _share(taken, total), f"{taken / made:.3g}")
+        for name, taken in sorted(seconds.items(), key=lambda item: STAGES.index(item[0]))
+    ]
+    return [
+        Table(("stage", "#time", "#share", "#seconds for an image"), rows),
+        Paragraph(
+            "Of all workers together, work that was done again included. Writing goes on beside "
+            "the next batch."
+        ),
+    ]
+
+
 def _time_rows(facts: Facts, gpus_per_worker: float) -> list[tuple[str, str]]:
     made, runs = len(facts.created), facts.runs
     rows: list[tuple[str, str]] = []
@@ -244,7 +273,7 @@ def _quantiles(seconds: Floats) -> tuple[float, float, float, float]:
     return float(low), float(median), float(high), float(most)
 
 
-def _share(number: int, of: int) -> str:
+def _share(number: float, of: float) -> str:
     return f"{number / of:.1%}" if of else ""
 
 

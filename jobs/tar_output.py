@@ -27,6 +27,7 @@ from jobs.image_output import ImageOutput, Made
 from jobs.manifest import PROFILE_PREFIX
 from jobs.plan import Sample
 from jobs.resume import row_values
+from jobs.stage_clock import add_seconds
 from jobs.storage import Storage
 
 _HEADER = tarfile.BLOCKSIZE  # of a member whose name needs no second header
@@ -54,6 +55,7 @@ class TarImageOutput(ImageOutput):
         """
         path = f"images/{attempt}.tar"
         results: list[Result] = []
+        stages: dict[str, float] = {}
         self._contents.clear()
         with _TarWriter(path) as writer:
             samples: dict[int, Sample] = {}
@@ -64,13 +66,14 @@ class TarImageOutput(ImageOutput):
                         samples = {sample.index: sample for sample in message.samples}
                         yield message
                         continue
+                    add_seconds(stages, message.stages)
                     results += [self._add(writer, samples, result) for result in message.results]
             except DeviceError as error:
                 failure = error
             if writer.members:
                 results = self._put(writer, results)
         if results:
-            yield Finished(tuple(results))
+            yield Finished(tuple(results), stages)
         if failure is not None:
             raise failure
 

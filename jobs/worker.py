@@ -42,6 +42,7 @@ from jobs.loras import load_loras
 from jobs.pipeline_loader import PipelineLoader
 from jobs.plan import Sample, job_generator
 from jobs.settings import resolve_dtype
+from jobs.stage_clock import StageClock
 from jobs.storage import Storage
 from jobs.tar_output import image_output
 from jobs.worker_log import WorkerLog
@@ -77,6 +78,7 @@ class GenerationWorker:
         self._stages: BatchStages | None = None
         self._generator: PromptGenerator | None = None
         self._settings: Settings | None = None
+        self._clock: StageClock | None = None
         self._claims = Claims()
         self._images = image_output(self.storage, self.config)
         self._maker = BatchMaker(
@@ -131,8 +133,10 @@ class GenerationWorker:
         check_images(self.config, settings.takes_pictures, node=socket.gethostname())
         torch.set_num_threads(settings.threads_per_worker)
         self._pipeline = self._loader.load(settings)
+        self._clock = self._images.clock = StageClock(settings.device_type)
         self._stages = BatchStages(
             self._pipeline,
+            clock=self._clock,
             loras=load_loras(self.config, self._pipeline.transformer, settings.loras),
             scales={name: lora.scale for name, lora in self.config.model.loras.items()},
             sampling=self.config.sampling,
@@ -290,7 +294,8 @@ class GenerationWorker:
             if result.error_type is not None:
                 words = f"{result.error_type}: {result.error_message}"
                 self.log.write(f"sample {result.index}: {words}")
-        return Finished(tuple(r for r in results if r.index in wanted))
+        wanted_ones = tuple(r for r in results if r.index in wanted)
+        return Finished(wanted_ones, self._clock.take() if self._clock else {})
 
     def _tick(self, _: int) -> None:
         self._steps += 1

@@ -1,0 +1,76 @@
+"""How long the stages of a job take, measured while it runs and without making a device wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+STAGES = ("text", "pictures", "denoise", "decode", "write")
+"""In the order of work; `write` is encoding, hashing and storing, on threads beside the device."""
+
+
+class StageClock:
+    """Seconds of each stage since they were last taken.
+
+    On CUDA the ends of a stage are events of the stream, and read once the device has done all that
+    was asked of it. On a CPU work is done when its call returns.
+
+    Args:
+        device_type: of the models, such as "cuda".
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self._on_cuda = device_type == "cuda"
+        self._marks: list[tuple[str, Any, Any]] = []
+        self._seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what the device does inside. What raises is not counted."""
+        began = self._mark()
+        yield
+        self._marks.append((name, began, self._mark()))
+
+    def settle(self) -> None:
+        """Read the marks, once pixels are on the host and the device is as good as done."""
+        if self._on_cuda and self._marks:
+            self._marks[-1][2].synchronize()
+        for name, began, ended in self._marks:
+            self.add(name, _between(began, ended))
+        self._marks.clear()
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds of a stage that is timed elsewhere. From any thread."""
+        with self._lock:
+            add_seconds(self._seconds, {name: seconds})
+
+    def take(self) -> dict[str, float]:
+        """Seconds by stage, of those that took any, and begin anew."""
+        with self._lock:
+            taken, self._seconds = self._seconds, {}
+        return {name: taken[name] for name in STAGES if name in taken}
+
+    def _mark(self) -> Any:
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def add_seconds(total: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add seconds by stage to those that are there."""
+    for name, seconds in more.items():
+        total[name] = total.get(name, 0.0) + seconds
+
+
+def _between(began: Any, ended: Any) -> float:
+    if isinstance(began, float):
+        return float(ended - began)
+    return float(began.elapsed_time(ended)) / 1000
