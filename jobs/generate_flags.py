@@ -36,7 +36,9 @@ def add_arguments(
         add_parts: adds the flags that replace parts of a checkpoint.
         not_negative, positive: types of numbers.
     """
-    command.add_argument("--model", required=True, type=Path, metavar="DIR", help="a checkpoint")
+    command.add_argument(
+        "--model", type=Path, metavar="DIR", help="a checkpoint; that of the output with --from"
+    )
     add_parts(command)
     command.add_argument("--prompt", metavar="TEXT", help="required without --from")
     command.add_argument("--negative-prompt", metavar="TEXT", help="needs --guidance above 0")
@@ -121,7 +123,8 @@ def add_arguments(
 
 def check_given(args: argparse.Namespace) -> None:
     """Raise InputError where a flag is missing that only `--from` makes needless."""
-    for flag, value in (("--prompt", args.prompt), ("--output", args.output)):
+    given = {"--model": args.model, "--prompt": args.prompt, "--output": args.output}
+    for flag, value in given.items():
         if value is None and args.source is None:
             raise InputError(f"{flag}: not given; required without --from")
 

@@ -19,7 +19,7 @@ from jobs.config import SECTIONS, JobConfig
 from jobs.config_errors import explain, show
 from jobs.errors import InputError
 from jobs.layers import Keys, Layers, Origin
-from jobs.resources import find_job, presets, shipped_jobs
+from jobs.resources import find_job, find_overlay, presets, shipped_jobs
 from jobs.yaml_file import YamlFileError, display, kind, read_mapping, read_value
 
 # What a named flag sets, for messages that must name the flag instead of a file.
@@ -76,7 +76,7 @@ def read_job(
     source = find_job(path)
     reader.add_file(source, main=True)
     for overlay in overlays:
-        reader.add_file(find_job(overlay))
+        reader.add_file(find_overlay(overlay))
     for assignment in sets:
         reader.add_assignment(assignment)
     for key, value in (flags or {}).items():

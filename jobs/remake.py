@@ -8,12 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jobs.config import JobConfig
 from jobs.errors import EXIT_DIFFERENCE, EXIT_OK, InputError
 from jobs.fingerprint import adapter_fingerprint
 from jobs.image_metadata import PROGRAM, program_version
 from jobs.pixel_difference import pixel_difference
 from jobs.quantities import counted
+from jobs.record import PATH as RECORD
+from jobs.record import read_record
 from jobs.recorded_making import RecordedMaking, read_source
+from jobs.storage import Storage
 from jobs.terminal import visible
 from jobs.writers import WRITERS, ImageFormat, Pixels, decode_image
 
@@ -40,6 +44,7 @@ _FILES = {
     "images_sha256": ("image", "made by editing pictures"),
 }
 _MAX_THREADS = 256
+_OUTPUT_DEPTH = 3  # an image lies in images/ATTEMPT/ of an output, or beside it where exported
 
 
 class Remake:
@@ -54,6 +59,8 @@ class Remake:
         self._args = args
         self._source = read_source(args.source, "--from")
         self._making: RecordedMaking = self._source.making
+        if args.model is None:
+            self._take_model()
         self._given: list[str] = []  # flags that ask for another image
         self.changes: list[str] = []  # what is not as it was
         if args.output is not None and args.output.exists() and args.output.samefile(args.source):
@@ -129,6 +136,27 @@ class Remake:
             )
         print(visible("\n".join(lines)))
         return EXIT_OK if self._given else EXIT_DIFFERENCE
+
+    def _take_model(self) -> None:
+        """Take the checkpoint of the output that the image lies in: an image names no path."""
+        args = self._args
+        for folder in args.source.absolute().parents[:_OUTPUT_DEPTH]:
+            if not (folder / RECORD).is_file():
+                continue
+            record = read_record(Storage(str(folder)))
+            assert record is not None
+            model = JobConfig.model_validate(record.config).model
+            args.model = model.folder
+            for name, path in model.parts.items():
+                if getattr(args, name) is None:
+                    setattr(args, name, path)
+            words = f"--model {args.model}, as {folder / RECORD} says"
+            print(visible(f"zimage generate: {words}"), file=sys.stderr)
+            return
+        raise InputError(
+            f"--model: not given, and {args.source} is in no output, whose {RECORD} would say; "
+            f"allowed: the folder of its checkpoint, {self._making.model!r}"
+        )
 
     def _fill_values(self) -> None:
         args, making = self._args, self._making

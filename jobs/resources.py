@@ -56,6 +56,13 @@ def find_job(name_or_path: Path | str) -> Path:
     return shipped if path.parts[0] in ("configs", "jobs") and shipped.is_file() else path
 
 
+def find_overlay(name_or_path: Path | str) -> Path:
+    """Return the file meant by `--config`: as for a job, and a shipped preset by its name alone."""
+    path = find_job(name_or_path)
+    exists = os.path.exists(path)  # noqa: PTH110
+    return path if exists else presets().get(str(name_or_path), path)
+
+
 def settle(path: Path) -> Path:
     """Return where a path written in a shipped file is, given as that file's folder reads it.
 

@@ -73,7 +73,7 @@ def test_an_error_comes_after_one_line_of_usage(capsys: pytest.CaptureFixture[st
         parser().parse_args(["generate", "--model", "m", "--steps", "none"])
     assert ended.value.code == 2
     usage, error = capsys.readouterr().err.splitlines()
-    assert usage == "usage: zimage generate --model DIR [options]"
+    assert usage == "usage: zimage generate [options]"
     assert error.startswith("zimage generate: error: argument --steps: value 'none'")
 
 

@@ -30,6 +30,23 @@ FROM = (*MAKE, "--from")
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
+def test_an_image_in_an_output_needs_no_model(zimage: CommandLine) -> None:
+    zimage.run("--set", "sampling.batch_size=1", code=0)
+    (image,) = zimage.folder.glob("out/images/*/t_00000005.png")
+    ended = zimage("generate", "--from", image, code=0)
+    assert ended.out == f"{image}: made again with equal pixels\n"
+    record = zimage.folder / "out/job.json"
+    assert ended.err.startswith(f"zimage generate: --model {CHECKPOINT}, as {record} says\n")
+
+    lonely = zimage.write("elsewhere/image.png", "").parent / "image.png"
+    shutil.copy(image, lonely)
+    error = zimage("generate", "--from", lonely, code=2).err
+    assert f"--model: not given, and {lonely} is in no output" in error
+    assert "allowed: the folder of its checkpoint, 'z-image-tiny'" in error
+    error = zimage("generate", "--prompt", "a cat", "-o", "a.png", code=2).err
+    assert error == "zimage generate: --model: not given; required without --from\n"
+
+
 def test_an_image_is_made_again(zimage: CommandLine) -> None:
     sampling = ("--seed", 5, "--steps", 3, "--guidance", 2, "--negative-prompt", "blue")
     zimage(*MAKE, *SIZE, *sampling, "--prompt", "a red äpple <&>", "-o", "a.png", code=0)

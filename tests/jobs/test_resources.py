@@ -48,6 +48,17 @@ def test_shipped_names_are_found_from_anywhere(
     assert resources.find_job("a" * 300 + ".yaml") == Path("a" * 300 + ".yaml")
 
 
+def test_presets_are_found_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    preset = resources.bundle_root() / "configs/z-image-tiny.yaml"
+    for name in ("z-image-tiny", "configs/z-image-tiny.yaml", Path("z-image-tiny")):
+        assert resources.find_overlay(name) == preset
+    assert resources.find_overlay("z-image-none") == Path("z-image-none")
+    assert resources.find_overlay("avatars") == Path("avatars")  # no preset, but a job
+    (tmp_path / "z-image-tiny").touch()
+    assert resources.find_overlay("z-image-tiny") == Path("z-image-tiny")
+
+
 def test_a_file_that_exists_wins_over_a_shipped_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
