@@ -145,8 +145,10 @@ class _Reader:
         try:
             values = read_mapping(path)
         except YamlFileError as error:
-            hint = f"; shipped: {', '.join(shipped_jobs())}"
-            self.problems.append(f"{error}{hint if main and not os.path.lexists(path) else ''}")
+            hint = ""
+            if by is None and not os.path.lexists(path):
+                hint = f"; shipped: {', '.join(shipped_jobs() if main else presets())}"
+            self.problems.append(f"{error}{hint}")
             return
         prefix = ""
         if any(key in values for key in _CLUSTER_KEYS):
