@@ -281,7 +281,8 @@ def test_template(tmp_path: Path, examples: int) -> None:
         values = {name: "<{0.__class__}>" for _, name in parts if name}
         filled = "".join(literal + (values[name] if name else "") for literal, name in parts)
         written = {name for _, name, _, _ in string.Formatter().parse(str(template)) if name}
-        if written == set(values):  # white space in a name is evened out
+        # white space in a name is evened out, and a number is a column's name too
+        if written == set(values) and not any(name.isdecimal() for name in values):
             assert filled == string.Formatter().vformat(str(template), (), values)
 
     read()
