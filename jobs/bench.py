@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE, InputError, ModelError
+from jobs.resources import data_path
 from jobs.terminal import visible
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_arguments(command: argparse.ArgumentParser, positive: Callable[[str], in
         positive: reads a whole number above 0.
     """
     add = command.add_argument
-    add("--model", required=True, type=Path, metavar="DIR", help="a checkpoint")
+    add("--model", required=True, type=data_path, metavar="DIR", help="a checkpoint")
     add(
         "--sizes",
         nargs="+",

@@ -18,6 +18,7 @@ from jobs import gallery as gallery_command
 from jobs import init_job as init_command
 from jobs import report as report_command
 from jobs.errors import EXIT_INTERRUPTED, InputError, JobError
+from jobs.resources import data_path
 from jobs.terminal import visible
 
 Command = Callable[[argparse.Namespace], int]
@@ -150,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
     bench_command.add_arguments(bench, _positive)
 
     doctor = _command(commands, "doctor", _doctor, "say what this machine can run")
-    doctor.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to check as well")
+    doctor.add_argument(
+        "--model", type=data_path, metavar="DIR", help="a checkpoint to check as well"
+    )
     _part_arguments(doctor)
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return command_help.complete(root)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.errors import InputError
+from jobs.resources import data_path
 
 STRENGTH = 0.6
 # What an image of `--from` says comes before these.
@@ -37,7 +38,10 @@ def add_arguments(
         not_negative, positive: types of numbers.
     """
     command.add_argument(
-        "--model", type=Path, metavar="DIR", help="a checkpoint; that of the output with --from"
+        "--model",
+        type=data_path,
+        metavar="DIR",
+        help="a checkpoint; that of the output with --from",
     )
     add_parts(command)
     command.add_argument("--prompt", metavar="TEXT", help="required without --from")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.errors import EXIT_OK, InputError, ModelError
+from jobs.resources import data_path
 from jobs.terminal import visible_line
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ Asker = Callable[[str, Sequence[str], str], str]
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Fill the parser of `zimage init`."""
     add = command.add_argument
-    add("table", metavar="TABLE", type=Path, help="a CSV or XLSX file, its columns named in row 1")
+    add(
+        "table",
+        metavar="TABLE",
+        type=data_path,
+        help="a CSV or XLSX file, columns named in row 1",
+    )
     add(
         "-o",
         "--output",
@@ -44,7 +50,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--sheet", metavar="NAME", help="of an XLSX file; default: the only one with rows")
     add(
         "--model",
-        type=Path,
+        type=data_path,
         metavar="DIR",
         help="a checkpoint; default: the preset z-image-turbo",
     )

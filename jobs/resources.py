@@ -63,6 +63,20 @@ def find_overlay(name_or_path: Path | str) -> Path:
     return path if exists else presets().get(str(name_or_path), path)
 
 
+def data_path(name: str) -> Path:
+    """Return the path that a flag names; one below `data/` that is not there is a shipped one.
+
+    So `data/profiles/avatars.xlsx` and `data/checkpoints/z-image-tiny` are there after
+    `pip install` too, as they are in a clone.
+    """
+    path = Path(name)
+    exists = os.path.exists(path)  # noqa: PTH110
+    if exists or path.is_absolute() or ".." in path.parts or path.parts[:1] != ("data",):
+        return path
+    shipped = bundle_root() / path
+    return shipped if os.path.exists(shipped) else path  # noqa: PTH110
+
+
 def settle(path: Path) -> Path:
     """Return where a path written in a shipped file is, given as that file's folder reads it.
 

@@ -59,6 +59,21 @@ def test_presets_are_found_by_their_names(tmp_path: Path, monkeypatch: pytest.Mo
     assert resources.find_overlay("z-image-tiny") == Path("z-image-tiny")
 
 
+def test_shipped_tables_and_checkpoints_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = resources.bundle_root()
+    for name in ("data/profiles/avatars.xlsx", "data/checkpoints/z-image-tiny"):
+        assert resources.data_path(name) == root / name
+    for name in ("data/none", "data/../configs/z-image-tiny.yaml", "configs/z-image.yaml", "data2"):
+        assert resources.data_path(name) == Path(name)
+    (tmp_path / "data/checkpoints/z-image-tiny").mkdir(parents=True)
+    assert resources.data_path("data/checkpoints/z-image-tiny") == Path(
+        "data/checkpoints/z-image-tiny"
+    )
+
+
 def test_a_file_that_exists_wins_over_a_shipped_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
