@@ -35,6 +35,7 @@ from jobs.executor import (
     WorkerInfo,
     WorkerSpec,
 )
+from jobs.host_memory import keep_freed_memory
 from jobs.image_faults import ImageFault
 from jobs.input_images import check_images
 from jobs.lease_plan import plan_lease
@@ -132,6 +133,8 @@ class GenerationWorker:
         self._check_output()
         check_images(self.config, settings.takes_pictures, node=socket.gethostname())
         torch.set_num_threads(settings.threads_per_worker)
+        if settings.device_type == "cpu":
+            keep_freed_memory()
         self._pipeline = self._loader.load(settings)
         self._clock = self._images.clock = StageClock(settings.device_type)
         self._stages = BatchStages(
