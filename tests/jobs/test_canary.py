@@ -108,6 +108,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, *, always: bool) -> None:
     monkeypatch.setattr(ZImagePipeline, "decode", spoil)
 
 
+@pytest.mark.long
 def test_nan_in_16_bits_is_made_again_in_float32(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

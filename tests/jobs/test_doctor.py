@@ -220,6 +220,7 @@ def test_a_model_is_summed_up_or_its_fault_named(tmp_path: Path) -> None:
     assert "cannot be used" in format_doctor(report)
 
 
+@pytest.mark.long
 def test_batches_that_are_wrong_on_this_machine_are_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

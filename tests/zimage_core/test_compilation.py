@@ -126,6 +126,7 @@ def make_all(components: dict[str, Any], batch: int, **more: Any) -> Tensor:
     return torch.cat([make(components, PROMPTS[i : i + batch], i, **more) for i in starts])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "backend",
     [b if b == "native" else pytest.param(b, marks=pytest.mark.slow) for b in BACKENDS],

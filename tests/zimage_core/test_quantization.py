@@ -319,6 +319,7 @@ def test_similarities_are_those_of_their_definitions() -> None:
     assert fidelity.ssim(a, random.integers(0, 256, a.shape, dtype=np.uint8)) < 0.1
 
 
+@pytest.mark.long
 def test_fidelity_prints_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--dtype", "float32", "--quantization", "none", "int8", "--prompts", "3"]
     fidelity.main([str(TRAINED), *arguments, "--steps", "2", "--processes", "1"])

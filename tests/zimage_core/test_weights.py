@@ -111,6 +111,7 @@ def test_processes_at_once_fetch_each_byte_once(origin, tmp_path, hub, source) -
         assert sum(f"to end fetching {REPO}" in text for text in words) == count - 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", SOURCES)
 def test_killed_download_goes_on_where_it_was(origin, tmp_path, hub, source) -> None:
     path, log = tmp_path / "new", tmp_path / "log"

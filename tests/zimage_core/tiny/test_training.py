@@ -13,6 +13,8 @@ from zimage_core.tiny.state import Budget
 from zimage_core.tiny.train import main
 from zimage_core.tiny.training import Training
 
+pytestmark = pytest.mark.long
+
 SMALL = {
     "dim": 64,
     "layers": 1,
@@ -51,7 +53,6 @@ def tensors(folder):
     }
 
 
-@pytest.mark.long
 def test_both_folders_load_and_make_pictures(trained):
     pictures = []
     for name in ("tiny", "tiny-base"):
@@ -122,7 +123,6 @@ def test_log_sheets_and_versions_are_kept(trained):
     assert recorded["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.long
 def test_a_stopped_training_ends_as_one_that_ran_through(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("zimage_core.tiny.state.SAVE_SECONDS", -1.0)
     monkeypatch.setattr(
