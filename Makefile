@@ -39,7 +39,8 @@ test: $(STAMP)
 
 # What `make test` leaves out first: whole jobs, trained checkpoints and memory, seconds for each test.
 test-long: $(STAMP)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m 'long and not slow and not chaos'
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m 'long and not slow and not chaos' \
+		$$(grep -rlF mark.long --include='*.py' tests)
 
 # What needs the machine for itself: a cluster whose processes are killed, on disk and on S3, and a job whose
 # samples kill, hang and fill their workers, or whose nodes cannot load.

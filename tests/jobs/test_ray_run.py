@@ -147,11 +147,11 @@ def test_driver_killed_in_the_middle_is_succeeded(job, expected):
     assert_complete(job, expected)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "send"),
     [
-        pytest.param(signal.SIGINT, os.killpg, marks=pytest.mark.slow),
+        (signal.SIGINT, os.killpg),
         (signal.SIGTERM, os.kill),
     ],
 )

@@ -24,10 +24,10 @@ def measure(kind, count, seed, spoil=lambda picture: picture):
     return {name: right[name] / asked[name] for name in asked}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("avatars", 40), ("food", 80), pytest.param("gaming", 80, marks=pytest.mark.slow)],
+    [("avatars", 40), ("food", 80), ("gaming", 80)],
 )
 def test_attributes_of_drawings_are_found(kind, count):
     # 97 % and more on many drawings: see the slow test. Here one in 40 may be wrong.

@@ -42,7 +42,7 @@ def test_questions_are_the_same_each_time_and_state_what_they_say():
     assert all(reader.read(q.prompt) == (q.kind, q.stated) for q in questions)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_drawings_of_what_is_asked_for_get_full_marks():
     random = Random(1)
     questions = make_questions(VOCABULARY, 24)

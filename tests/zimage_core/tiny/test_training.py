@@ -13,7 +13,7 @@ from zimage_core.tiny.state import Budget
 from zimage_core.tiny.train import main
 from zimage_core.tiny.training import Training
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "dim": 64,
