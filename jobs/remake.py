@@ -44,7 +44,7 @@ _FILES = {
     "images_sha256": ("image", "made by editing pictures"),
 }
 _MAX_THREADS = 256
-_OUTPUT_DEPTH = 3  # an image lies in images/ATTEMPT/ of an output, or beside it where exported
+_OUTPUT_DEPTH = 3  # folders above an image in images/ATTEMPT/ of an output
 
 
 class Remake:

@@ -192,7 +192,7 @@ def _stages(facts: Facts) -> list[Block]:
     total = sum(seconds.values())
     rows = [
         (_STAGE_WORDS[name], duration(taken), _share(taken, total), f"{taken / made:.3g}")
-        for name, taken in sorted(seconds.items(), key=lambda item: STAGES.index(item[0]))
+        for name, taken in ((name, seconds[name]) for name in STAGES if name in seconds)
     ]
     return [
         Table(("stage", "#time", "#share", "#seconds for an image"), rows),

@@ -48,12 +48,7 @@ def find_job(name_or_path: Path | str) -> Path:
     from any folder. Anything else is returned as it is, for its reader to complain about.
     """
     path = Path(name_or_path)
-    # os.path.exists, unlike Path.exists, takes a name too long for the system for a missing one
-    exists = os.path.exists(path)  # noqa: PTH110
-    if exists or path.is_absolute() or ".." in path.parts or path.suffix != ".yaml":
-        return path
-    shipped = bundle_root() / path
-    return shipped if path.parts[0] in ("configs", "jobs") and shipped.is_file() else path
+    return _or_shipped(path, "configs", "jobs") if path.suffix == ".yaml" else path
 
 
 def find_overlay(name_or_path: Path | str) -> Path:
@@ -69,9 +64,14 @@ def data_path(name: str) -> Path:
     So `data/profiles/avatars.xlsx` and `data/checkpoints/z-image-tiny` are there after
     `pip install` too, as they are in a clone.
     """
-    path = Path(name)
+    return _or_shipped(Path(name), "data")
+
+
+def _or_shipped(path: Path, *folders: str) -> Path:
+    """A path that is there, or else its namesake among the shipped files of these folders."""
+    # os.path.exists, unlike Path.exists, takes a name too long for the system for a missing one
     exists = os.path.exists(path)  # noqa: PTH110
-    if exists or path.is_absolute() or ".." in path.parts or path.parts[:1] != ("data",):
+    if exists or ".." in path.parts or not path.parts or path.parts[0] not in folders:
         return path
     shipped = bundle_root() / path
     return shipped if os.path.exists(shipped) else path  # noqa: PTH110

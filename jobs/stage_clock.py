@@ -33,16 +33,16 @@ class StageClock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what the device does inside. What raises is not counted."""
-        began = self._mark()
+        began = device_mark(self._on_cuda)
         yield
-        self._marks.append((name, began, self._mark()))
+        self._marks.append((name, began, device_mark(self._on_cuda)))
 
     def settle(self) -> None:
         """Read the marks, once pixels are on the host and the device is as good as done."""
         if self._on_cuda and self._marks:
             self._marks[-1][2].synchronize()
         for name, began, ended in self._marks:
-            self.add(name, _between(began, ended))
+            self.add(name, seconds_between(began, ended))
         self._marks.clear()
 
     def add(self, name: str, seconds: float) -> None:
@@ -56,13 +56,6 @@ class StageClock:
             taken, self._seconds = self._seconds, {}
         return {name: taken[name] for name in STAGES if name in taken}
 
-    def _mark(self) -> Any:
-        if not self._on_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
 
 def add_seconds(total: dict[str, float], more: Mapping[str, float]) -> None:
     """Add seconds by stage to those that are there."""
@@ -70,7 +63,17 @@ def add_seconds(total: dict[str, float], more: Mapping[str, float]) -> None:
         total[name] = total.get(name, 0.0) + seconds
 
 
-def _between(began: Any, ended: Any) -> float:
+def device_mark(on_cuda: bool) -> Any:
+    """A moment of a device's work; on CUDA an event of its stream, for which nothing waits."""
+    if not on_cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def seconds_between(began: Any, ended: Any) -> float:
+    """Seconds from one mark to another, once the device is done."""
     if isinstance(began, float):
         return float(ended - began)
     return float(began.elapsed_time(ended)) / 1000

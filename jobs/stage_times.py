@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from jobs.image_faults import ImageFault, to_pixels
+from jobs.stage_clock import device_mark, seconds_between
 from jobs.writers import WRITERS, ImageFormat, Pixels
 from zimage_core import ZImagePipeline
 from zimage_core.patchify import padded_length
@@ -108,18 +109,14 @@ class Stopwatch:
 
     def mark(self) -> Any:
         """A moment of the device's work; on CUDA nothing waits for it."""
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record()
-            return event
-        self._wait()
-        return time.perf_counter()
+        on_cuda = self._device.type == "cuda"
+        if not on_cuda:
+            self._wait()
+        return device_mark(on_cuda)
 
     def between(self, marks: Sequence[Any]) -> list[float]:
         """Seconds from each mark to the next, once the device is done."""
-        if self._device.type == "cuda":
-            return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
-        return [b - a for a, b in itertools.pairwise(marks)]
+        return [seconds_between(a, b) for a, b in itertools.pairwise(marks)]
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
