@@ -34,7 +34,7 @@ class FolderLock:
         self.folder = folder
         self.purpose = purpose
         self._file: IO[str] | None = None
-        self._made = False
+        self._made: list[Path] = []  # folders that were missing, the innermost first
 
     def __enter__(self) -> Self:
         """Wait for the folder.
@@ -88,13 +88,15 @@ class FolderLock:
         # removed while it is held: whoever waits finds that out and makes a new one
         (self.folder / LOCK_NAME).unlink(missing_ok=True)
         self._file.close()
-        if self._made:
-            with contextlib.suppress(OSError):  # not empty: that is what it was made for
-                self.folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty: that is what it was made for
+            for folder in self._made:
+                folder.rmdir()
 
     def _open(self) -> IO[str]:
         try:
-            self._made = self._made or not self.folder.exists()
+            if not self._made:
+                ways = (self.folder, *self.folder.parents)
+                self._made = [folder for folder in ways if not folder.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             return (self.folder / LOCK_NAME).open("a+", encoding="utf-8")
         except OSError as error:

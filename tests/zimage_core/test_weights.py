@@ -213,9 +213,9 @@ def test_disk_is_checked_first(tmp_path, hub, monkeypatch) -> None:
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
     total = sum(len(content) for name, content in hub.files.items() if name not in EXTRAS)
     with pytest.raises(CheckpointError, match=rf"{total} bytes \(1.4 MB\) must still .* only 1000"):
-        ensure_model_weights(tmp_path / "new", REPO)
+        ensure_model_weights(tmp_path / "ckpts" / "new", REPO)
     assert not hub.sent
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "ckpts").exists()  # nothing is left of it
 
 
 def test_refusals(tmp_path, monkeypatch) -> None:
