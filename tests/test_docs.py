@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from document_pages import FENCE, PAGES, ROOT, name_of, shell_lines, text_of, zimage_arguments
 
 from jobs.cli import parser
 from jobs.command_help import commands
@@ -13,20 +14,7 @@ from jobs.commits import PartName
 from jobs.errors import ERROR_TYPES
 from jobs.manifest import COLUMN_NAMES
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    page
-    for pattern in ("*.md", "data/*.md", "docs/**/*.md")
-    for page in ROOT.glob(pattern)
-    if page.is_file()
-)
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-PLACEHOLDER = re.compile(r"\[[-a-z]|\bJOB\b|\bOUTPUT\b|\bURI\b")  # a synopsis, not a command
-
-
-def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
 
 
 def anchors(page: Path) -> set[str]:
@@ -35,27 +23,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def shell_lines(page: Path) -> list[str]:
-    """Lines of shell blocks and indented commands, continued ones joined, comments cut off."""
-    text = text_of(page).replace("\\\n", " ")
-    blocks = [body for language, body in FENCE.findall(text) if language == "sh"]
-    indented = re.findall(r"^    (zimage .*)$", FENCE.sub("", text), re.MULTILINE)
-    lines = "\n".join(blocks).splitlines() + indented
-    commands = [shlex.join(shlex.split(line, comments=True)) for line in lines]
-    return [command for command in commands if command]
-
-
-def zimage_arguments(page: Path) -> list[list[str]]:
-    """Arguments of every `zimage` that a page tells to type, by itself or through Ray."""
-    found = []
-    for line in shell_lines(page):
-        words = shlex.split(line)
-        if "zimage" in words and not PLACEHOLDER.search(line):
-            found.append(words[words.index("zimage") + 1 :])
-    return found
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_resolve(page: Path) -> None:
     for link in LINK.findall(FENCE.sub("", text_of(page))):
         if re.match(r"[a-z]+:", link):
@@ -67,7 +35,7 @@ def test_relative_links_resolve(page: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
-PAGES_WITH_COMMANDS = [str(page.relative_to(ROOT)) for page in PAGES if zimage_arguments(page)]
+PAGES_WITH_COMMANDS = [name_of(page) for page in PAGES if zimage_arguments(page)]
 
 
 @pytest.mark.parametrize("name", PAGES_WITH_COMMANDS)
@@ -90,7 +58,7 @@ def test_pages_that_show_commands_are_found() -> None:
     assert pages <= set(PAGES_WITH_COMMANDS)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_within_a_sentence_exist_with_their_flags(page: Path) -> None:
     """And so do those of a synopsis, which no parser takes."""
     known = {command.prog: command for command in commands(parser())}
@@ -117,58 +85,6 @@ def test_targets_of_make_exist() -> None:
     assert {"demo", "test", "docs", "check"} <= named <= targets
 
 
-# what looks at an output, or needs none, and ends by itself
-_SAFE = {"plan", "status", "verify", "diff", "gc", "export", "gallery", "report", "bench", "doctor"}
-_SAFE |= {"generate"}
-_NEEDS_MORE = re.compile(
-    r"s3://|ckpts/|--serve|--import-rejected|--init-image|--redo|mine\.yaml|people|--model DIR"
-)
-
-
-@pytest.mark.slow
-def test_commands_of_all_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the tiny checkpoint and an output are all that they need."""
-    from jobs.cli import main
-
-    for name in ("data", "jobs", "configs"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    tiny = ["--local", "--config", "configs/z-image-tiny.yaml", "--count", "4"]
-    assert main(["run", "jobs/avatars.yaml", *tiny]) == 0
-    ran, failed = set(), []
-    for name in PAGES_WITH_COMMANDS:
-        for arguments in zimage_arguments(ROOT / name):
-            line = shlex.join(arguments)
-            if arguments[0] in _SAFE and not _NEEDS_MORE.search(line):
-                arguments = [re.sub("^/tmp/", f"{tmp_path}/", word) for word in arguments]
-                # attempts have names of their own in every run
-                arguments = [
-                    path
-                    for word in arguments
-                    for path in (map(str, Path().glob(word)) if "*" in word else [word])
-                ]
-                # of the published size, not what the output here was made at
-                arguments += ["--output", "planned"] if arguments[0] == "plan" else []
-                ran.add(arguments[0])
-                if main(arguments) != 0:
-                    failed.append(f"{name}: zimage {line}")
-    assert not failed
-    assert ran >= _SAFE - {"bench"}
-
-
-@pytest.mark.slow
-def test_first_job_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.cli import main
-
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    monkeypatch.chdir(tmp_path)
-    commands = zimage_arguments(ROOT / "docs/first-job.md")
-    assert {arguments[0] for arguments in commands} >= {"init", "plan", "run", "gallery", "report"}
-    for arguments in commands:
-        assert main(arguments) == 0, arguments
-    assert (tmp_path / "output/avatars/report.html").is_file()
-
-
 def test_readme_shows_every_command_that_makes_or_checks_a_job() -> None:
     shown = {arguments[0] for arguments in zimage_arguments(ROOT / "README.md")}
     assert {"run", "submit", "plan", "status", "verify", "doctor"} <= shown
@@ -184,7 +100,7 @@ def test_files_of_ray_submit_exist() -> None:
             assert (ROOT / words[1]).is_file(), line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_named_in_text_exist(page: Path) -> None:
     pattern = (
         r"\b(?:configs|jobs|tests|docs|zimage_core|prompt_generators)/[\w./-]+\.(?:yaml|py|md)\b"

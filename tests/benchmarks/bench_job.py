@@ -15,7 +15,7 @@ while all of them make images, from the rows.
 Prints tables and, as the last line, one JSON object; exit code 1 where more pixels differ than
 rounding explains.
 
-    python tests/benchmarks/bench_job.py [--model small] [--count 200] [--rounds 4] [--steps 4] [--ray 0]
+    python tests/benchmarks/bench_job.py [--model small] [--count 200] [--steps 4] [--ray 0]
 """
 
 import argparse
@@ -55,8 +55,8 @@ from zimage_core.tiny.make import make_checkpoint
 ROOT = Path(__file__).parents[2]
 TEXT: dict[str, Any] = {"text_dim": 64, "text_layers": 3}
 MODELS: dict[str, dict[str, Any]] = {
-    # The transformer takes 83 % of the loop's time here, between a published model's on an H100 (68 %)
-    # and on an RTX 4090 (90 %), both computed.
+    # The transformer takes 83 % of the loop's time here, between a published model's on an H100
+    # (68 %) and on an RTX 4090 (90 %), both computed.
     "small": TEXT
     | {"dim": 256, "layers": 4, "heads": 4, "axes_dims": (16, 24, 24), "refiners": 2}
     | {"vae_channels": (8, 8, 8, 8)},

@@ -2,9 +2,11 @@
 
 Hugging Face: `/api/models/REPO[/revision/R]`, `/REPO/resolve/R/FILE`, which leads large files on to
 another path as the real one does. ModelScope: `/api/v1/models/REPO/repo/files`, `/repo`,
-`/revisions`. A test says what goes wrong, and counts what was asked for and sent.
+`/revisions`. A test says what goes wrong, and counts what was asked for and sent. What `hf upload`
+sends to any repository is kept.
 """
 
+import base64
 import hashlib
 import json
 import sys
@@ -52,6 +54,7 @@ class HubServer:
         error_codes: the same to an `X-Error-Code`.
         ranges: whether `Range` is heeded.
         patient: whether a refusal waits until an answer is held.
+        uploads: content by `REPO/PATH` that was sent here.
         storage: where large files are led on to: a path, or another host with one.
     """
 
@@ -66,6 +69,7 @@ class HubServer:
     error_codes: dict[str, str] = field(default_factory=dict)
     ranges: bool = True
     patient: bool = False
+    uploads: dict[str, bytes] = field(default_factory=dict)
     storage: str = "/storage"
     release: threading.Event = field(default_factory=threading.Event)
     held: threading.Event = field(default_factory=threading.Event)
@@ -158,6 +162,31 @@ class _Handler(BaseHTTPRequestHandler):
             self._huggingface(path.removeprefix("/api/models/"))
         else:
             self._file_or()
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path).removeprefix("/api/")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        repo = "/".join(path.split("/")[1:3])
+        if path == "repos/create":
+            asked = json.loads(body)
+            self._json({"url": f"{self.hub.url}/{asked['organization']}/{asked['name']}"})
+        elif "/preupload/" in path:
+            files = json.loads(body)["files"]
+            answers = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in files
+            ]
+            self._json({"files": answers})
+        elif "/commit/" in path:
+            for entry in map(json.loads, body.splitlines()):
+                if entry["key"] == "file":
+                    value = entry["value"]
+                    name = f"{repo}/{value['path']}"
+                    self.hub.uploads[name] = base64.b64decode(value["content"])
+            url = f"{self.hub.url}/{repo}/commit/{COMMIT}"
+            self._json({"commitUrl": url, "commitOid": COMMIT, "success": True})
+        else:
+            self._json({"error": f"no such path: {path}"}, 404)
 
     # Hugging Face
 
