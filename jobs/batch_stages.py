@@ -20,7 +20,7 @@ from jobs.batch_images import BatchImages, read_images
 from jobs.config import SamplingConfig
 from jobs.device import empty_cache, is_device_failure, is_out_of_memory
 from jobs.edit_features import EditFeatures
-from jobs.image_faults import ImageFault, to_pixels
+from jobs.image_faults import ComingPixels, ImageFault
 from jobs.plan import Sample
 from jobs.stage_clock import StageClock
 from jobs.text_features import TextFeatures
@@ -94,20 +94,32 @@ class BatchStages:
         self._on_step = on_step
         self._log = log
         self._denoised: dict[tuple[int, ...], Draft] = {}
+        self._encoded_ahead: Draft | None = None
 
     def read(self, batch: Sequence[Sample]) -> BatchImages:
         """What the samples of a batch are made from; of pictures what is not encoded already."""
         return self._read(batch, anew=False)
 
-    def make(self, batch: Sequence[Sample], images: BatchImages) -> list[Pixels | ImageFault]:
-        """Pixels uint8 (H, W, 3) of each sample of a batch, or why they are no image."""
+    def make(
+        self, batch: Sequence[Sample], images: BatchImages, following: Sequence[Sample] = ()
+    ) -> list[Pixels | ImageFault]:
+        """Pixels uint8 (H, W, 3) of each sample of a batch, or why they are no image.
+
+        Args:
+            batch: made together.
+            images: what they are made from.
+            following: the batch that will be asked for next, none where that is not known. Its
+                texts are encoded while the pixels of this one travel to the host, so that the
+                device has something to do.
+        """
         draft = self._denoised.pop(_indices(batch), None)
         if draft is None:
-            draft = Draft(batch)
-            self._encode(draft)
+            draft = self._begin(batch)
             self._add_images(draft, images)
             self._denoise(draft)
-        return self._decode(draft)
+        coming = self._decode(draft)
+        self._encode_ahead(following)
+        return self._arrived(coming)
 
     def make_in_float32(self, sample: Sample, images: BatchImages) -> Pixels | ImageFault:
         """Make a sample alone once more, in float32 where 16 bits may have been too few.
@@ -128,7 +140,7 @@ class BatchStages:
         models = self._pipeline
         if torch.isfinite(draft.latents).all():
             with in_float32(models.vae):
-                (image,) = self._decode(draft)
+                (image,) = self._arrived(self._decode(draft))
             if not isinstance(image, ImageFault):
                 return image
         draft = Draft([sample])
@@ -142,7 +154,7 @@ class BatchStages:
         with in_float32(models.transformer):  # its adapters are in it since the first time
             self._denoise(draft)
         with in_float32(models.vae):
-            (image,) = self._decode(draft)
+            (image,) = self._arrived(self._decode(draft))
         return image
 
     def is_denoised(self, batch: Sequence[Sample]) -> bool:
@@ -186,6 +198,29 @@ class BatchStages:
                 draft.wait()
                 if draft.latents is not None:
                     self._denoised[_indices(draft.samples)] = draft
+
+    def _begin(self, batch: Sequence[Sample]) -> Draft:
+        """A batch with its texts encoded, now or ahead."""
+        draft, self._encoded_ahead = self._encoded_ahead, None
+        if draft is None or list(draft.samples) != list(batch):
+            draft = Draft(batch)
+            self._encode(draft)
+        return draft
+
+    def _encode_ahead(self, batch: Sequence[Sample]) -> None:
+        """Encode the texts of a batch; where that fails, `make` tries again and says so."""
+        if not batch:
+            return
+        draft = Draft(batch)
+        try:
+            self._encode(draft)
+        except Exception as error:  # noqa: BLE001 - of another batch, which meets it again
+            if is_out_of_memory(error):
+                empty_cache()
+            words = f"{type(error).__name__}: {error}"
+            self._log(f"samples {_indices(batch)} not encoded ahead: {words}")
+            return
+        self._encoded_ahead = draft
 
     def _encode(self, draft: Draft, *, anew: bool = False) -> None:
         batch = draft.samples
@@ -263,13 +298,16 @@ class BatchStages:
                 on_step=self._on_step,
             )
 
-    def _decode(self, draft: Draft) -> list[Pixels | ImageFault]:
+    def _decode(self, draft: Draft) -> ComingPixels:
         assert draft.latents is not None
         # Scaled where they were made: a division has other last bits elsewhere.
         with self._clock.stage("decode"):
             decoded = self._pipeline.decode(draft.latents.to(compute_device(self._pipeline.vae)))
             self._on_step(0)
-            pixels = to_pixels(decoded)
+            return ComingPixels(decoded)
+
+    def _arrived(self, coming: ComingPixels) -> list[Pixels | ImageFault]:
+        pixels = coming.wait()
         self._clock.settle()
         return pixels
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from jobs.writers import Pixels
-from zimage_core.images import to_uint8
+from zimage_core.images import quantise
+from zimage_core.transfer import HostCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +24,40 @@ class ImageFault:
 
 
 def to_pixels(decoded: Tensor) -> list[Pixels | ImageFault]:
-    """Convert (B, 3, H, W) in [0, 1] to B arrays uint8 (H, W, 3), or what is wrong with them.
+    """What `ComingPixels` has, at once."""
+    return ComingPixels(decoded).wait()
 
-    An image is flat where all its pixels would get one and the same 8-bit colour.
+
+class ComingPixels:
+    """Decoded images on their way to the host, as 8-bit pixels.
+
+    Args:
+        decoded: (B, 3, H, W) in [0, 1]. What there is to find out is asked of its device, which
+            nothing waits for.
     """
-    finite = torch.isfinite(decoded).flatten(1).all(1)
-    safe = torch.nan_to_num(decoded)
-    steps = (safe.float() * 255.0).round()
-    flat = (steps == steps[:, :, :1, :1]).flatten(1).all(1)
-    images: list[Pixels | ImageFault] = []
-    for image, is_finite, is_flat in zip(
-        to_uint8(safe), finite.tolist(), flat.tolist(), strict=True
-    ):
-        if not is_finite:
-            images.append(ImageFault("the decoded image has values that are not finite"))
-        elif is_flat:
-            colour = tuple(image[0, 0].tolist())
-            images.append(ImageFault(f"the image is of one flat colour, rgb{colour}"))
-        else:
-            images.append(image)
-    return images
+
+    def __init__(self, decoded: Tensor) -> None:
+        finite = torch.isfinite(decoded).flatten(1).all(1)
+        safe = torch.nan_to_num(decoded)
+        pixels = quantise(safe)
+        flat = (pixels == pixels[:, :1, :1]).flatten(1).all(1)
+        self._copies = [HostCopy(tensor) for tensor in (pixels, finite, flat)]
+
+    def wait(self) -> list[Pixels | ImageFault]:
+        """B arrays uint8 (H, W, 3), or what is wrong with them.
+
+        An image is flat where all its pixels get one and the same 8-bit colour.
+        """
+        pixels, finite, flat = (copy.wait() for copy in self._copies)
+        images: list[Pixels | ImageFault] = []
+        for image, is_finite, is_flat in zip(
+            pixels.numpy(), finite.tolist(), flat.tolist(), strict=True
+        ):
+            if not is_finite:
+                images.append(ImageFault("the decoded image has values that are not finite"))
+            elif is_flat:
+                colour = tuple(image[0, 0].tolist())
+                images.append(ImageFault(f"the image is of one flat colour, rgb{colour}"))
+            else:
+                images.append(image)
+        return images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ class StageClock:
 
     def __init__(self, device_type: str) -> None:
         self._on_cuda = device_type == "cuda"
-        self._marks: list[tuple[str, Any, Any]] = []
+        self._marks: deque[tuple[str, Any, Any]] = deque()
         self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -38,12 +39,10 @@ class StageClock:
         self._marks.append((name, began, device_mark(self._on_cuda)))
 
     def settle(self) -> None:
-        """Read the marks, once pixels are on the host and the device is as good as done."""
-        if self._on_cuda and self._marks:
-            self._marks[-1][2].synchronize()
-        for name, began, ended in self._marks:
+        """Read the marks up to where the device is, past whatever it has brought to the host."""
+        while self._marks and (not self._on_cuda or self._marks[0][2].query()):
+            name, began, ended = self._marks.popleft()
             self.add(name, seconds_between(began, ended))
-        self._marks.clear()
 
     def add(self, name: str, seconds: float) -> None:
         """Count seconds of a stage that is timed elsewhere. From any thread."""

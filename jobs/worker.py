@@ -81,6 +81,7 @@ class GenerationWorker:
         self._settings: Settings | None = None
         self._clock: StageClock | None = None
         self._claims = Claims()
+        self._following: Sequence[Sample] = ()  # the batch after the one that is made
         self._images = image_output(self.storage, self.config)
         self._maker = BatchMaker(
             read=self._read,
@@ -218,7 +219,7 @@ class GenerationWorker:
         if in_phases:
             self._denoise_all([b for b in batches if b[0].index not in plan.failures], begin)
         pending: deque[tuple[list[Pending], int]] = deque()
-        for batch in batches:
+        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
             if self._is_draining() and not (in_phases and self._stages.is_denoised(batch)):
                 continue  # with phases, what is denoised is under way
             if not begin(batch):
@@ -228,6 +229,10 @@ class GenerationWorker:
                 results: list[Pending] = [failure]
                 size = 0
             else:
+                # Where a batch may take the process with it, no other is begun before it is done.
+                alone = lease.isolate or in_phases or self._is_draining()
+                failed = bool(following) and following[0].index in plan.failures
+                self._following = () if alone or failed else following
                 results, size = self._maker.make(lease, batch, wanted)
             pending.append((results, size))
             while pending and (
@@ -267,7 +272,7 @@ class GenerationWorker:
     def _generate(self, batch: Sequence[Sample]) -> list[Pixels | ImageFault]:
         """Pixels uint8 (H, W, 3) of samples made together, or why they are no image."""
         assert self._stages is not None
-        return self._stages.make(batch, self._maker.inputs)
+        return self._stages.make(batch, self._maker.inputs, self._following)
 
     def _generate_in_float32(self, sample: Sample) -> Pixels | ImageFault | None:
         """A sample made alone in float32; None where the job is in float32 anyway."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from zimage_core.transfer import to_device
+
 if TYPE_CHECKING:
     from zimage_core.modulation import StepModulation
     from zimage_core.transformer import Context, ZImageTransformer2DModel
@@ -54,13 +56,13 @@ class CaptionGroups:
             chosen = [images[i] for i in members]
             index = None
             if chosen != every:
-                index = torch.tensor(chosen, device=transformer.device)
+                index = to_device(torch.tensor(chosen), transformer.device)
             self._groups.append(_Group(index, context))
             order += members
         # Where each entry's result lies among the results of the groups, one after the other.
         self._positions: Tensor | None = None
         if order != list(range(len(order))):
-            self._positions = torch.tensor(order).argsort().to(transformer.device)
+            self._positions = to_device(torch.tensor(order).argsort(), transformer.device)
 
     def velocity(self, patches: Tensor, modulation: StepModulation) -> Tensor:
         """Evaluate the transformer once for each entry.

@@ -156,9 +156,14 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     Works on the device of `images`, so a quarter of the bytes travel to the host. NaN has no 8-bit
     value: test for it before.
     """
-    scaled = (images.float() * 255.0).round().to(torch.uint8)
-    array: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    array: NDArray[np.uint8] = quantise(images).cpu().numpy()
     return array
+
+
+def quantise(images: Tensor) -> Tensor:
+    """The same before it travels: uint8 (B, H, W, 3), contiguous, on the device of `images`."""
+    scaled = (images.float() * 255.0).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous()
 
 
 def to_pil(images: Tensor) -> list[Image]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zimage_core.transfer import to_device
+
 
 class Modulation(NamedTuple):
     """One block at one time: what its norms multiply by, (B or 1, 1, C) each.
@@ -93,7 +95,7 @@ class ModulationTable:
         )
         if key != self._key or not same:
             self.clear()
-            self._rows = [compute(time) for time in torch.split(times.to(device), 1)]
+            self._rows = [compute(time) for time in torch.split(to_device(times, device), 1)]
             self._key, self._of = key, [weakref.ref(weight) for weight in weights]
         return self._rows
 

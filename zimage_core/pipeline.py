@@ -34,6 +34,7 @@ from zimage_core.pictures import (
 from zimage_core.step_cache import StepCache, computed_steps
 from zimage_core.strength import first_step
 from zimage_core.text_encoder import encode_ids, encode_prompts, tokenize, tokenize_texts
+from zimage_core.transfer import to_device
 
 if TYPE_CHECKING:
     from zimage_core.autoencoder import AutoencoderKL
@@ -281,7 +282,8 @@ class ZImagePipeline:
         velocities = StepCache(computed, times[first:].tolist())
 
         use(self.transformer)
-        latents = noise_or_given(shape, generators, latents).to(self.device, torch.float32)
+        noise = noise_or_given(shape, generators, latents)
+        latents = to_device(noise, self.device).float()
         kept = None
         if image_latents is not None:
             check_shape("image_latents", image_latents, shape)

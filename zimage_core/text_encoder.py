@@ -25,6 +25,7 @@ from zimage_core.config import (
     shown,
 )
 from zimage_core.qwen3 import DecoderLayer, causal_mask, rotary_table
+from zimage_core.transfer import to_device
 
 # Of a batch, padding included: a GPU is busy with fewer, and of the published encoder's MLP so many
 # keep 114 MiB in 16 bits.
@@ -252,7 +253,7 @@ def encode_ids(
         longest = len(ids[batch[-1]])
         # Which id stands for padding is of no matter: causal attention never looks to the right.
         padded = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in batch])
-        features = text_encoder(padded.to(text_encoder.device))
+        features = text_encoder(to_device(padded, text_encoder.device))
         for i, row in zip(batch, features, strict=True):
             # A copy, so that one prompt's features do not keep the whole batch in memory.
             encoded[i] = row[: len(ids[i])].to(device, copy=True)

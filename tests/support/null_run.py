@@ -27,7 +27,7 @@ def make_nothing() -> None:
     BatchStages.make = fixed_pixels  # type: ignore[method-assign,assignment]
 
 
-def fixed_pixels(stages: object, batch: Sequence[Sample], starts: object) -> list[Pixels]:
+def fixed_pixels(stages: object, batch: Sequence[Sample], *_: object) -> list[Pixels]:
     """Pixels (H, W, 3) for each sample, all the same."""
     return [_noise(sample.height, sample.width) for sample in batch]
 
