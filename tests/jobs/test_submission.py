@@ -337,7 +337,8 @@ FAKE_CLI = textwrap.dedent(
     out = pathlib.Path(os.environ.get("OUT") or [a for a in sys.argv if a.startswith("/")][-1])
     (out / "seen.json").write_text(json.dumps({
         "argv": sys.argv[1:], "cwd": os.getcwd(), "ray": os.environ.get("RAY_ADDRESS"),
-        "files": sorted(str(p) for p in pathlib.Path().rglob("*") if p.is_file()),
+        "files": sorted(str(p) for p in pathlib.Path().rglob("*")
+                        if p.is_file() and p.suffix != ".pyc"),
     }))
     print("first line of the job", flush=True)
     if "--limit" in sys.argv:
