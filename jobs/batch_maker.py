@@ -50,6 +50,7 @@ class BatchMaker:
         self._images = images
         self._log = log
         self.inputs = BatchImages()
+        self.is_last_part = True  # whether what is made now ends its batch
         self.singles = False  # each sample alone, where batches are not to be trusted
 
     def make(
@@ -75,6 +76,7 @@ class BatchMaker:
         size = 0
         while queue:
             part, mode = queue.popleft()
+            self.is_last_part = not queue
             indices = tuple(sample.index for sample in part)
             started = time.perf_counter()
             try:

@@ -108,9 +108,8 @@ class BatchStages:
         Args:
             batch: made together.
             images: what they are made from.
-            following: the batch that will be asked for next, none where that is not known. Its
-                texts are encoded while the pixels of this one travel to the host, so that the
-                device has something to do.
+            following: the batch that will be asked for next, if any, whose texts are encoded after
+                this batch, so that the device is busy while the host takes the pixels.
         """
         draft = self._denoised.pop(_indices(batch), None)
         if draft is None:
@@ -304,7 +303,7 @@ class BatchStages:
         with self._clock.stage("decode"):
             decoded = self._pipeline.decode(draft.latents.to(compute_device(self._pipeline.vae)))
             self._on_step(0)
-            return ComingPixels(decoded)
+        return ComingPixels(decoded)
 
     def _arrived(self, coming: ComingPixels) -> list[Pixels | ImageFault]:
         pixels = coming.wait()

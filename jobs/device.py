@@ -64,6 +64,11 @@ def is_device_failure(error: Exception) -> bool:
     )
 
 
+def works_beside_host(device_type: str) -> bool:
+    """Whether a device goes on with what it was asked for while the host does something else."""
+    return device_type == "cuda"
+
+
 def empty_cache() -> None:
     """Give back what the allocator holds for later, so that a smaller batch finds room."""
     if torch.cuda.is_available():

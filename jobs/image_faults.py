@@ -24,7 +24,7 @@ class ImageFault:
 
 
 def to_pixels(decoded: Tensor) -> list[Pixels | ImageFault]:
-    """What `ComingPixels` has, at once."""
+    """Convert (B, 3, H, W) in [0, 1] to pixels, as `ComingPixels.wait` gives them."""
     return ComingPixels(decoded).wait()
 
 

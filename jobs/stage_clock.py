@@ -18,8 +18,8 @@ STAGES = ("text", "pictures", "denoise", "decode", "write")
 class StageClock:
     """Seconds of each stage since they were last taken.
 
-    On CUDA the ends of a stage are events of the stream, and read once the device has done all that
-    was asked of it. On a CPU work is done when its call returns.
+    On CUDA the ends of a stage are events of the stream, and read once the device has passed
+    them. On a CPU work is done when its call returns.
 
     Args:
         device_type: of the models, such as "cuda".

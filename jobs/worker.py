@@ -24,7 +24,7 @@ from jobs.canary import fly_canary
 from jobs.capabilities import device_capabilities
 from jobs.claims import Claims
 from jobs.config import JobConfig
-from jobs.device import DeviceError, describe_device, is_device_failure
+from jobs.device import DeviceError, describe_device, is_device_failure, works_beside_host
 from jobs.errors import DeviceUnusableError, StorageError
 from jobs.executor import (
     Finished,
@@ -81,7 +81,7 @@ class GenerationWorker:
         self._settings: Settings | None = None
         self._clock: StageClock | None = None
         self._claims = Claims()
-        self._following: Sequence[Sample] = ()  # the batch after the one that is made
+        self._following: Sequence[Sample] = ()  # the batch to encode ahead
         self._images = image_output(self.storage, self.config)
         self._maker = BatchMaker(
             read=self._read,
@@ -218,6 +218,7 @@ class GenerationWorker:
         in_phases = self._settings.offload == "phase"
         if in_phases:
             self._denoise_all([b for b in batches if b[0].index not in plan.failures], begin)
+        ahead = works_beside_host(self._settings.device_type)
         pending: deque[tuple[list[Pending], int]] = deque()
         for batch, following in zip(batches, [*batches[1:], ()], strict=True):
             if self._is_draining() and not (in_phases and self._stages.is_denoised(batch)):
@@ -230,7 +231,7 @@ class GenerationWorker:
                 size = 0
             else:
                 # Where a batch may take the process with it, no other is begun before it is done.
-                alone = lease.isolate or in_phases or self._is_draining()
+                alone = lease.isolate or in_phases or self._is_draining() or not ahead
                 failed = bool(following) and following[0].index in plan.failures
                 self._following = () if alone or failed else following
                 results, size = self._maker.make(lease, batch, wanted)
@@ -272,7 +273,8 @@ class GenerationWorker:
     def _generate(self, batch: Sequence[Sample]) -> list[Pixels | ImageFault]:
         """Pixels uint8 (H, W, 3) of samples made together, or why they are no image."""
         assert self._stages is not None
-        return self._stages.make(batch, self._maker.inputs, self._following)
+        following = self._following if self._maker.is_last_part else ()
+        return self._stages.make(batch, self._maker.inputs, following)
 
     def _generate_in_float32(self, sample: Sample) -> Pixels | ImageFault | None:
         """A sample made alone in float32; None where the job is in float32 anyway."""

@@ -16,6 +16,7 @@ from zimage_core.config import CheckpointError
 
 LOCK_NAME = ".zimage-lock"
 _POLL = 0.2  # seconds between two tries
+_TRIES = 5  # to make the folder while others remove theirs
 _SAY_EVERY = 60.0  # seconds between two words about waiting
 
 
@@ -64,6 +65,8 @@ class FolderLock:
                 continue
             except OSError as error:
                 file.close()
+                (self.folder / LOCK_NAME).unlink(missing_ok=True)
+                self._remove_made()
                 raise CheckpointError(
                     f"{self.folder}: its file system has no locks ({error}), so that two processes "
                     "could write at once; fetch into a local folder and copy that"
@@ -88,22 +91,32 @@ class FolderLock:
         # removed while it is held: whoever waits finds that out and makes a new one
         (self.folder / LOCK_NAME).unlink(missing_ok=True)
         self._file.close()
-        with contextlib.suppress(OSError):  # not empty: that is what it was made for
-            for folder in self._made:
-                folder.rmdir()
+        self._remove_made()
 
     def _open(self) -> IO[str]:
         try:
             if not self._made:
                 ways = (self.folder, *self.folder.parents)
                 self._made = [folder for folder in ways if not folder.exists()]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return (self.folder / LOCK_NAME).open("a+", encoding="utf-8")
+            for left in reversed(range(_TRIES)):
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    return (self.folder / LOCK_NAME).open("a+", encoding="utf-8")
+                except FileNotFoundError:  # another process removed a folder that it had made
+                    if not left:
+                        raise
+            raise AssertionError("unreachable")
         except OSError as error:
+            self._remove_made()
             raise CheckpointError(
                 f"{self.folder}: cannot be written: {error}; give a folder that can, or one that "
                 "is complete"
             ) from error
+
+    def _remove_made(self) -> None:
+        with contextlib.suppress(OSError):  # not empty: that is what it was made for
+            for folder in self._made:
+                folder.rmdir()
 
     def _is_current(self, file: IO[str]) -> bool:
         try:

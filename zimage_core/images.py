@@ -161,7 +161,7 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
 
 def quantise(images: Tensor) -> Tensor:
-    """The same before it travels: uint8 (B, H, W, 3), contiguous, on the device of `images`."""
+    """What `to_uint8` brings to the host, (B, H, W, 3), contiguous, on the device of `images`."""
     scaled = (images.float() * 255.0).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous()
 

@@ -283,7 +283,7 @@ class ZImagePipeline:
 
         use(self.transformer)
         noise = noise_or_given(shape, generators, latents)
-        latents = to_device(noise, self.device).float()
+        latents = to_device(noise.float(), self.device)
         kept = None
         if image_latents is not None:
             check_shape("image_latents", image_latents, shape)

@@ -1,6 +1,7 @@
 """Texts of the next batch are encoded while pixels of this one travel; the pixels stay the same."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 from cli_calls import CommandLine
 
-from jobs import batch_stages
+from jobs import batch_stages, worker
 from jobs.batch_images import BatchImages
 from jobs.batch_stages import BatchStages
+from jobs.canaries import CanaryReport
 from jobs.config import SamplingConfig
 from jobs.image_faults import ComingPixels
 from jobs.plan import Sample
 from jobs.text_features import TextFeatures
+from jobs.worker import GenerationWorker
 from zimage_core import LoraSwitcher, ZImagePipeline, load_from_local_dir
 
 TINY = Path(__file__).parents[2] / "data/checkpoints/z-image-tiny"
@@ -114,14 +117,60 @@ def test_what_cannot_be_encoded_ahead_is_met_again_by_its_own_batch(
         make(stages, batch("b"))
 
 
-def test_a_run_encodes_each_batch_once_and_all_but_the_first_of_a_shard_ahead(
-    zimage: CommandLine, happened: list[str]
+def of_job(happened: Sequence[str]) -> list[str]:
+    """Without the canary's."""
+    found = [words for words in happened if words.startswith(("encode t", "wait"))]
+    return found[found.index("encode t0 t1") :]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_run_on_a_gpu_encodes_all_but_the_first_batch_of_a_shard_ahead(
+    zimage: CommandLine, happened: list[str], monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
+    monkeypatch.setattr(worker, "works_beside_host", lambda device_type: ahead)
+    generator = zimage.write_generator("return Prompt(text=f't{index if index != 6 else 1 / 0}')")
+    flags = ["--set", f"prompts.generator={generator}", "--set", "sampling.batch_size=2"]
+    zimage.run(*flags, "--set", "output.shard_size=4", code=3)
+    t01, t23, t45, t7 = "encode t0 t1", "encode t2 t3", "encode t4 t5", "encode t7"
+    assert of_job(happened) == (
+        [t01, t23, "wait", "wait", t45, "wait", t7, "wait"]
+        if ahead
+        else [t01, "wait", t23, "wait", t45, "wait", t7, "wait"]
+    )
+
+
+def test_where_a_sample_may_kill_its_worker_no_other_is_begun(
+    zimage: CommandLine, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "works_beside_host", lambda device_type: True)
+    run = GenerationWorker.run
+    monkeypatch.setattr(
+        GenerationWorker, "run", lambda self, lease: run(self, replace(lease, isolate=True))
+    )
+    generator = zimage.write_generator("return Prompt(text=f't{index}')")
+    zimage.run("--set", f"prompts.generator={generator}", "--count", 2, code=0)
+    assert [words for words in happened if words != "denoise"][-6:] == [
+        *("encode t0", "decode", "wait", "encode t1", "decode", "wait")
+    ]
+
+
+def test_of_a_batch_in_parts_the_last_encodes_ahead(
+    zimage: CommandLine, happened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "works_beside_host", lambda device_type: True)
+    denoise = ZImagePipeline.denoise
+
+    def fail(self: ZImagePipeline, prompts: Sequence[Any], **options: Any) -> Any:
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return denoise(self, prompts, **options)
+
     generator = zimage.write_generator("return Prompt(text=f't{index}')")
     flags = ["--set", f"prompts.generator={generator}", "--set", "sampling.batch_size=2"]
-    zimage.run(*flags, "--set", "output.shard_size=4", code=0)
-    of_job = [words for words in happened if words.startswith(("encode t", "wait"))][-8:]
-    assert of_job == [
-        *("encode t0 t1", "encode t2 t3", "wait", "wait"),
-        *("encode t4 t5", "encode t6 t7", "wait", "wait"),
+    monkeypatch.setattr(ZImagePipeline, "denoise", fail)
+    monkeypatch.setattr(worker, "fly_canary", lambda *_: CanaryReport(0.0, 1.0))
+    zimage.run(*flags, "--count", 4, "--set", "output.shard_size=4", code=0)
+    assert of_job(happened) == [
+        *("encode t0 t1", "encode t0", "wait", "encode t1", "encode t2 t3", "wait"),
+        *("encode t2", "wait", "encode t3", "wait"),
     ]

@@ -101,7 +101,7 @@ class Event:
         return other.at - self.at
 
 
-def test_on_cuda_nothing_waits_until_all_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_marks_are_read_once_they_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(Event, "done", -1.0)
     clock = StageClock("cuda")

@@ -36,7 +36,7 @@ def shell_blocks(page: Path) -> list[list[str]]:
         lines = [
             line.strip()
             for line in (fenced if language == "sh" else indented).splitlines()
-            if shlex.split(line, comments=True) and not _SYNOPSIS.search(line)
+            if shlex.split(line, comments=True) and not _SYNOPSIS.search(line.partition(" #")[0])
         ]
         if lines:
             blocks.append(lines)

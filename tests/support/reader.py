@@ -154,17 +154,18 @@ class Reader:
     def leave(self) -> list[str]:
         """Press Ctrl-C where something still runs; returns what did not end well."""
         problems = []
-        for process in reversed(self.staying):
-            os.killpg(process.pid, signal.SIGINT)
-            code = process.wait(60)
-            if "--serve" in str(process.args) and code != 0:
-                problems.append(f"{process.args}: exit code {code} after Ctrl-C")
-        self.staying.clear()
-        self.stop_head()
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("ZIMAGE_READER") == self.mark:
-                    process.kill()
+        try:
+            while self.staying:
+                process = self.staying.pop()
+                code = _press_ctrl_c(process)
+                if "--serve" in str(process.args) and code != 0:
+                    problems.append(f"{process.args}: exit code {code} after Ctrl-C")
+            self.stop_head()
+        finally:
+            for found in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if found.environ().get("ZIMAGE_READER") == self.mark:
+                        found.kill()
         return problems
 
     def start_head(self) -> None:
@@ -180,9 +181,8 @@ class Reader:
     def stop_head(self) -> None:
         """Ctrl-C in its shell."""
         if self.head is not None:
-            os.killpg(self.head.pid, signal.SIGINT)
-            self.head.wait(60)
-            self.head = None
+            head, self.head = self.head, None
+            _press_ctrl_c(head)
 
     def _start(self, line: str, environment: Mapping[str, str]) -> str | None:
         log = self.home / f"stays-{len(self.staying)}-{time.monotonic_ns()}"
@@ -295,6 +295,13 @@ class Reader:
         self.get_ready("zimage status output/avatars")
         source = next(self.folder.glob("output/avatars/images/*/avatars_00000000.png"))
         shutil.copy(source, path)
+
+
+def _press_ctrl_c(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; that which it has already, where it has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    return process.wait(60)
 
 
 def copy_project(folder: Path) -> None:

@@ -22,12 +22,14 @@ class Stream:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.recorded = 0
 
     def record(self, stream: "Stream") -> None:
         assert stream is self
+        self.recorded = len(self.asked)
 
     def synchronize(self) -> None:
-        for work in self.asked:
+        for work in self.asked[: self.recorded]:
             work()
 
 
@@ -40,6 +42,9 @@ class Pinned:
     def copy_(self, source: Any, *, non_blocking: bool) -> None:
         assert non_blocking
         self.stream.asked.append(lambda: self.values.copy_(source.values))
+
+    def clone(self) -> Tensor:
+        return self.values.clone()
 
 
 def test_on_cuda_the_host_waits_for_its_copy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,18 +65,40 @@ def test_on_cuda_the_host_waits_for_its_copy_alone(monkeypatch: pytest.MonkeyPat
     assert len(stream.asked) == 1
     pinned: Any = copy._tensor
     assert not pinned.values.any()  # the device has not come so far
-    came: Any = copy.wait()
-    assert torch.equal(came.values, values)
+    came = copy.wait()
+    assert torch.equal(came, values)
+    pinned.values.zero_()  # used again, for the next copy
+    assert torch.equal(came, values)
 
 
-def test_to_cuda_goes_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.mark.parametrize("is_pinned", [False, True])
+@pytest.mark.parametrize("can_pin", [False, True])
+def test_to_cuda_goes_through_pinned_memory_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_pinned: bool,
+    can_pin: bool,
+) -> None:
+    moved: list[tuple[Tensor, bool]] = []
+    plain = torch.empty
+
+    def empty(shape: tuple[int, ...], *, dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        assert pin_memory
+        if not can_pin:
+            raise RuntimeError("CUDA error: out of memory")
+        return plain(shape, dtype=dtype)
 
     def to(self: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
-        asked.append((device.type, non_blocking))
+        moved.append((self, non_blocking))
         return self
 
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: asked.append("pinned") or self)
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(Tensor, "is_pinned", lambda self: is_pinned)
     monkeypatch.setattr(Tensor, "to", to)
-    to_device(torch.zeros(3), torch.device("cuda"))
-    assert asked == ["pinned", ("cuda", True)]
+    given = torch.arange(3.0).expand(2, 3)
+    to_device(given, torch.device("cuda"))
+    ((sent, does_not_wait),) = moved
+    assert torch.equal(sent, given)
+    assert does_not_wait == (can_pin and not is_pinned)
+    assert does_not_wait == (sent is not given)
+    assert ("cannot be pinned" in caplog.text) == (not can_pin and not is_pinned)
