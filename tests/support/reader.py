@@ -187,7 +187,8 @@ class Reader:
     def _start(self, line: str, environment: Mapping[str, str]) -> str | None:
         log = self.home / f"stays-{len(self.staying)}-{time.monotonic_ns()}"
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {line}"],
+            # heeded also where these tests run in the background of a script, which ignores it
+            ["env", "--default-signal=INT", "bash", "-c", f"exec {line}"],
             cwd=self.folder,
             env=dict(environment),
             stdin=subprocess.PIPE,  # an `ssh HOST` that reads its end would close
