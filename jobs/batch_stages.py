@@ -188,10 +188,7 @@ class BatchStages:
                 except Exception as error:
                     if is_device_failure(error):
                         raise
-                    if is_out_of_memory(error):
-                        empty_cache()
-                    words = f"{type(error).__name__}: {error}"
-                    self._log(f"samples {_indices(draft.samples)} left for later: {words}")
+                    self._put_off(draft, error, "left for later")
                     drafts.remove(draft)
                     continue
                 draft.wait()
@@ -214,12 +211,16 @@ class BatchStages:
         try:
             self._encode(draft)
         except Exception as error:  # noqa: BLE001 - of another batch, which meets it again
-            if is_out_of_memory(error):
-                empty_cache()
-            words = f"{type(error).__name__}: {error}"
-            self._log(f"samples {_indices(batch)} not encoded ahead: {words}")
-            return
-        self._encoded_ahead = draft
+            self._put_off(draft, error, "not encoded ahead")
+        else:
+            self._encoded_ahead = draft
+
+    def _put_off(self, draft: Draft, error: Exception, what: str) -> None:
+        """Say that a stage of a batch failed for now, and free what a second try may need."""
+        if is_out_of_memory(error):
+            empty_cache()
+        words = f"{type(error).__name__}: {error}"
+        self._log(f"samples {_indices(draft.samples)} {what}: {words}")
 
     def _encode(self, draft: Draft, *, anew: bool = False) -> None:
         batch = draft.samples

@@ -218,9 +218,11 @@ class GenerationWorker:
         in_phases = self._settings.offload == "phase"
         if in_phases:
             self._denoise_all([b for b in batches if b[0].index not in plan.failures], begin)
-        ahead = works_beside_host(self._settings.device_type)
+        # Where a batch may take the process with it, no other is begun before it is done.
+        ahead = works_beside_host(self._settings.device_type) and not (lease.isolate or in_phases)
+        nexts = [b if ahead and b[0].index not in plan.failures else () for b in batches[1:]]
         pending: deque[tuple[list[Pending], int]] = deque()
-        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
+        for batch, following in zip(batches, [*nexts, ()], strict=True):
             if self._is_draining() and not (in_phases and self._stages.is_denoised(batch)):
                 continue  # with phases, what is denoised is under way
             if not begin(batch):
@@ -230,10 +232,7 @@ class GenerationWorker:
                 results: list[Pending] = [failure]
                 size = 0
             else:
-                # Where a batch may take the process with it, no other is begun before it is done.
-                alone = lease.isolate or in_phases or self._is_draining() or not ahead
-                failed = bool(following) and following[0].index in plan.failures
-                self._following = () if alone or failed else following
+                self._following = () if self._is_draining() else following
                 results, size = self._maker.make(lease, batch, wanted)
             pending.append((results, size))
             while pending and (

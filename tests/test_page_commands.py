@@ -9,6 +9,7 @@ from pathlib import Path
 import hub_server
 import pytest
 from document_pages import PAGES, ROOT, name_of, shell_blocks, shell_lines, text_of
+from loopback import free_port
 from reader import TINY, Reader
 from s3_server import s3_environment, s3_server
 from ssh_server import MISSING, has_ssh, ssh_server
@@ -70,9 +71,7 @@ def test_the_lines_of_a_page_can_be_typed(name: str, reader: Reader) -> None:
         blocks = [[line for line in lines if line not in left_out] for lines in blocks]
     with ExitStack() as stack:
         if has_ssh() and any(SSH.match(line) for lines in blocks for line in lines):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
-            stack.enter_context(ssh_server(reader.home, port, login(reader)))
+            stack.enter_context(ssh_server(reader.home, free_port(), login(reader)))
         problems = reader.read(blocks) + reader.leave()
     assert not problems, "\n\n".join(problems)
     if left_out:

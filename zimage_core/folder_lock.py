@@ -98,20 +98,21 @@ class FolderLock:
             if not self._made:
                 ways = (self.folder, *self.folder.parents)
                 self._made = [folder for folder in ways if not folder.exists()]
-            for left in reversed(range(_TRIES)):
-                try:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    return (self.folder / LOCK_NAME).open("a+", encoding="utf-8")
-                except FileNotFoundError:  # another process removed a folder that it had made
-                    if not left:
-                        raise
-            raise AssertionError("unreachable")
+            for _ in range(_TRIES - 1):
+                # another process may remove a folder that it has made, this one's parent too
+                with contextlib.suppress(FileNotFoundError):
+                    return self._made_and_opened()
+            return self._made_and_opened()
         except OSError as error:
             self._remove_made()
             raise CheckpointError(
                 f"{self.folder}: cannot be written: {error}; give a folder that can, or one that "
                 "is complete"
             ) from error
+
+    def _made_and_opened(self) -> IO[str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return (self.folder / LOCK_NAME).open("a+", encoding="utf-8")
 
     def _remove_made(self) -> None:
         with contextlib.suppress(OSError):  # not empty: that is what it was made for

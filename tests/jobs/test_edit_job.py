@@ -13,9 +13,9 @@ import pytest
 import torch
 from cli_calls import CHECKPOINT, CommandLine
 from PIL import Image
+from stages import load, make_stages
 
 from jobs.batch_images import BatchImages
-from jobs.batch_stages import BatchStages
 from jobs.config import SamplingConfig
 from jobs.edit_features import EditFeatures
 from jobs.executor import WorkerSpec
@@ -24,7 +24,7 @@ from jobs.job_file import load_job
 from jobs.memory_needs import image_memory, memory_model
 from jobs.plan import Sample, plan_batches
 from jobs.worker import GenerationWorker
-from zimage_core import LoraSwitcher, ZImagePipeline, generate, load_from_local_dir
+from zimage_core import ZImagePipeline, generate, load_from_local_dir
 from zimage_core.pictures import prepare_picture
 from zimage_core.tiny.make import make_checkpoint
 
@@ -326,10 +326,6 @@ def test_samples_batch_by_the_sizes_of_their_pictures() -> None:
     assert batches == [[0, 2], [1, 6], [3, 5], [4], [7]]
 
 
-def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> ZImagePipeline:
-    return ZImagePipeline(**load_from_local_dir(checkpoint, device="cpu", dtype=dtype))
-
-
 def test_what_is_kept_is_bounded(checkpoint: Path, calls: dict[str, int]) -> None:
     pipeline = load(checkpoint)
 
@@ -368,16 +364,8 @@ def test_a_second_try_sees_the_picture_in_float32(
         return torch.full(self.latents_shape(1, 32, 48), float("nan"))
 
     monkeypatch.setattr(ZImagePipeline, "denoise", denoise)
-    stages = BatchStages(
-        pipeline,
-        loras=LoraSwitcher(pipeline.transformer, {}),
-        scales={},
-        sampling=SamplingConfig(guidance_scale=2.0, **SIZE),
-        images_root=tmp_path,
-        on_step=lambda _: None,
-        log=lambda _: None,
-        takes_pictures=True,
-    )
+    sampling = SamplingConfig(guidance_scale=2.0, **SIZE)
+    stages = make_stages(pipeline, sampling, images_root=tmp_path, takes_pictures=True)
     images = find_images(tmp_path, ["a.png"])
     sample = Sample(0, 0, "make it red", "ugly", seed=0, images=images, edits=True, **SIZE)
     for _ in range(2):

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cli_calls import CommandLine
+from stages import load, make_stages
 
 from jobs import batch_stages, worker
 from jobs.batch_images import BatchImages
@@ -19,9 +19,7 @@ from jobs.image_faults import ComingPixels
 from jobs.plan import Sample
 from jobs.text_features import TextFeatures
 from jobs.worker import GenerationWorker
-from zimage_core import LoraSwitcher, ZImagePipeline, load_from_local_dir
-
-TINY = Path(__file__).parents[2] / "data/checkpoints/z-image-tiny"
+from zimage_core import ZImagePipeline
 
 
 @pytest.fixture
@@ -53,16 +51,8 @@ def said() -> list[str]:
 
 @pytest.fixture
 def stages(said: list[str]) -> BatchStages:
-    pipeline = ZImagePipeline(**load_from_local_dir(TINY, device="cpu", dtype=torch.float32))
-    return BatchStages(
-        pipeline,
-        loras=LoraSwitcher(pipeline.transformer, {}),
-        scales={},
-        sampling=SamplingConfig(width=32, height=32, num_inference_steps=1),
-        images_root=None,
-        on_step=lambda _: None,
-        log=said.append,
-    )
+    sampling = SamplingConfig(width=32, height=32, num_inference_steps=1)
+    return make_stages(load(), sampling, log=said.append)
 
 
 def batch(*texts: str) -> list[Sample]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from loopback import free_port
 
 from jobs import submission
 from jobs.address import ADDRESS_VARIABLES, cluster_address
@@ -152,12 +153,6 @@ def test_address_is_the_flags_then_the_environments(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://two:8265")
     assert cluster_address(None) == "http://two:8265"
     assert cluster_address("http://three:1") == "http://three:1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{}", "127.0.0.1:{}", "ray://127.0.0.1:{}"])

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from cli_calls import CHECKPOINT, CommandLine
+from cli_calls import CommandLine
+from stages import load, make_stages
 from torch import Tensor
 
 from jobs.batch_images import BatchImages
-from jobs.batch_stages import BatchStages
 from jobs.config import SamplingConfig
 from jobs.plan import Sample
 from jobs.text_features import TextFeatures
-from zimage_core import LoraSwitcher, ZImagePipeline, load_from_local_dir
+from zimage_core import ZImagePipeline
 from zimage_core.upcasting import in_float32
 
 LONG = "portrait avatar of a smiling woman with curly red hair and round glasses " * 3
@@ -27,10 +27,6 @@ BATCHES = [
     [LONG, LONG],
     ["", "", ""],
 ]
-
-
-def load(dtype: torch.dtype = torch.float32) -> ZImagePipeline:
-    return ZImagePipeline(**load_from_local_dir(CHECKPOINT, device="cpu", dtype=dtype))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +85,7 @@ def test_no_more_than_a_few_are_kept(pipeline: ZImagePipeline, asked: list[list[
 
 
 def test_in_float32_nothing_is_taken_from_before_and_nothing_is_left_behind() -> None:
-    pipeline = load(torch.bfloat16)
+    pipeline = load(dtype=torch.bfloat16)
     features = TextFeatures(pipeline, 512)
     (before,) = features.encode(["ugly"])
     with in_float32(pipeline.text_encoder):
@@ -101,7 +97,7 @@ def test_in_float32_nothing_is_taken_from_before_and_nothing_is_left_behind() ->
 
 
 def test_a_sample_that_is_made_again_is_encoded_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = load(torch.bfloat16)
+    pipeline = load(dtype=torch.bfloat16)
     given = []
 
     def denoise(self: Any, prompts: list[Tensor], **options: Any) -> Tensor:
@@ -109,15 +105,7 @@ def test_a_sample_that_is_made_again_is_encoded_in_float32(monkeypatch: pytest.M
         return torch.full(self.latents_shape(1, 32, 32), float("nan"))
 
     monkeypatch.setattr(ZImagePipeline, "denoise", denoise)
-    stages = BatchStages(
-        pipeline,
-        loras=LoraSwitcher(pipeline.transformer, {}),
-        scales={},
-        sampling=SamplingConfig(width=32, height=32, guidance_scale=2.0),
-        images_root=None,
-        on_step=lambda _: None,
-        log=lambda _: None,
-    )
+    stages = make_stages(pipeline, SamplingConfig(width=32, height=32, guidance_scale=2.0))
     sample = Sample(0, 0, "a red apple", "ugly", seed=0, width=32, height=32)
     for _ in range(2):
         stages.make_in_float32(sample, BatchImages())

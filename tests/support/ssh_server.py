@@ -3,12 +3,13 @@
 import getpass
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from job_runs import wait_for
+from loopback import listens
 
 SERVER = "/usr/sbin/sshd"
 MISSING = "apt-get install openssh-server rsync"
@@ -51,15 +52,8 @@ def ssh_server(home: Path, port: int, environment: Mapping[str, str]) -> Iterato
     log = (keys / "log").open("w")
     server = subprocess.Popen([SERVER, "-D", "-e", "-f", str(keys / "sshd_config")], stderr=log)
     try:
-        end = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None, (keys / "log").read_text()
-                assert time.monotonic() < end
-                time.sleep(0.1)
+        wait_for(lambda: listens(port) or server.poll() is not None, seconds=20)
+        assert server.poll() is None, (keys / "log").read_text()
         yield
     finally:
         server.kill()

@@ -17,6 +17,7 @@ from job_runs import wait_for
 
 from zimage_core import download
 from zimage_core.config import CheckpointError
+from zimage_core.folder_lock import FolderLock
 from zimage_core.hub_huggingface import HuggingFaceHub
 from zimage_core.loader import checkpoint_files
 from zimage_core.source_record import RECORD_NAME, read_record
@@ -216,6 +217,22 @@ def test_disk_is_checked_first(tmp_path, hub, monkeypatch) -> None:
         ensure_model_weights(tmp_path / "ckpts" / "new", REPO)
     assert not hub.sent
     assert list(tmp_path.iterdir()) == []  # nothing is left of it, nor taken of what was there
+
+
+def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkeypatch) -> None:
+    folder, opened = tmp_path / "ckpts" / "new", []
+    open_ = Path.open
+
+    def open_too_late(self, *args, **kwargs):
+        opened.append(self)
+        if len(opened) < 3:
+            shutil.rmtree(tmp_path / "ckpts")
+        return open_(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_too_late)
+    with FolderLock(folder, "a test"):
+        assert len(opened) == 3 and folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals(tmp_path, monkeypatch) -> None:
